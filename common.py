@@ -45,12 +45,11 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from PIL import Image, ImageOps, PngImagePlugin
-from scipy.optimize import linear_sum_assignment
 from torch import nn
-from torchvision.utils import make_grid
 from tqdm import tqdm
 
 AFHQ = "https://www.dropbox.com/s/t9l9o3vsx2jai3z/afhq.zip?dl=1"   # AFHQ v1 (StarGAN v2), CC BY-NC 4.0
+FACES = pathlib.Path(__file__).parent / "assets" / "faces"         # made by cfg_afhq.py
 SETS = ("swiss_roll", "moons", "circles", "scurve", "checkerboard", "gaussians", "normal")
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 LOSSY = {"JPEG", "MPO", "WEBP"}                                 # PIL's names of formats that change pixels
@@ -386,6 +385,51 @@ def parallel(network, args):
         return network
     dist.init_process_group("nccl" if args.device.type == "cuda" else "gloo")
     return nn.parallel.DistributedDataParallel(network)
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon for weights with two dimensions or more, Adam for the others (Jordan et al. 2024; Liu et al. 2025, 2502.16982).
+
+    The momentum of a weight is taken as a matrix U S V^T, a row for each output, and the step goes along U V^T: as far
+    where the momentum is small as where it is large. Newton and Schulz' iteration takes X, of norm 1, to a X + b X X^T X
+    + c X X^T X X^T X, and so each singular value s to a s + b s^3 + c s^5. Five times bring those above 0.0015 to
+    0.7 ... 1.2. The entries of U V^T have the rms 1 / sqrt(longer side), Adam's steps an rms of about 0.2; their ratio
+    lets one lr serve both. Only matrices decay.
+    """
+
+    def __init__(self, parameters, lr=1e-3, momentum=0.95, betas=(0.9, 0.99), weight_decay=0.01):
+        super().__init__(parameters, dict(lr=lr, momentum=momentum, betas=betas, weight_decay=weight_decay))
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    (self.adam if p.ndim < 2 else self.muon)(p, p.grad, self.state[p], **group)
+
+    def muon(self, p, grad, state, lr, momentum, weight_decay, **_):
+        if not state:
+            state["m"] = torch.zeros_like(p)
+        state["m"].mul_(momentum).add_(grad)
+        x = grad.add(state["m"], alpha=momentum).flatten(1)                     # Nesterov's
+        x = x / (x.norm() + 1e-7)
+        wide = x.shape[0] <= x.shape[1]
+        gram = x @ x.T if wide else x.T @ x
+        product = one = torch.eye(len(gram), device=p.device)
+        for _ in range(5):                                       # the large x itself is multiplied once, by the product
+            factor = 3.4445 * one - 4.7750 * gram + 2.0315 * gram @ gram
+            product, gram = factor @ product, factor @ gram @ factor
+        step = (product @ x if wide else x @ product).view_as(p)
+        p.mul_(1 - lr * weight_decay).add_(step, alpha=-lr * 0.2 * max(p.shape[0], p[0].numel()) ** 0.5)
+
+    def adam(self, p, grad, state, lr, betas, **_):
+        if not state:
+            state.update(step=0, m=torch.zeros_like(p), v=torch.zeros_like(p))
+        state["step"] += 1
+        state["m"].lerp_(grad, 1 - betas[0])
+        state["v"].lerp_(grad ** 2, 1 - betas[1])
+        m, v = (state[k] / (1 - b ** state["step"]) for k, b in zip("mv", betas, strict=True))
+        p.addcdiv_(m, v.sqrt() + 1e-8, value=-lr)
 
 
 class Run:
@@ -872,9 +916,15 @@ def save_uint8(x, path, seed=0):
     Image.fromarray(x.permute(1, 2, 0).squeeze(2).cpu().numpy()).save(path, pnginfo=info)
 
 
+def grid(x, nrow):
+    """uint8 pictures (B, C, H, W) as one (3, H', W'), nrow to a row, 2 px apart."""
+    from torchvision.utils import make_grid  # here and not above: it takes a second
+    return make_grid(x, nrow, padding=2, pad_value=255)
+
+
 def save_grid(x, path, nrow, seed=0):
     """Write x (B, C, H, W) in [-1, 1] as one PNG, nrow pictures to a row, 2 px apart."""
-    save_uint8(make_grid(to_uint8(x), nrow, padding=2, pad_value=255), path, seed)
+    save_uint8(grid(to_uint8(x), nrow), path, seed)
 
 
 def save_png(x, folder, first=0, seed=0):
@@ -885,7 +935,7 @@ def save_png(x, folder, first=0, seed=0):
 
 def save_gif(frames, path, nrow, ms=60, colours=128):
     """Write a list of uint8 pictures (B, C, H, W), nrow to a row, as an animation that rests at its end."""
-    frames = [make_grid(x, nrow, padding=2, pad_value=255).permute(1, 2, 0).numpy() for x in frames]
+    frames = [grid(x, nrow).permute(1, 2, 0).numpy() for x in frames]
     frames = [Image.fromarray(x).quantize(colours) for x in frames]
     duration = [ms] * (len(frames) - 1) + [2000]
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=duration, loop=0)
@@ -1056,6 +1106,7 @@ def chamfer_mean(a, b, clouds=100):
 
 def emd(a, b):
     """Earth mover's distance of two clouds (n, 2) of equal size: mean distance in the best pairing."""
+    from scipy.optimize import linear_sum_assignment
     if a.shape != b.shape:
         raise ValueError(f"emd pairs clouds of equal size, got {tuple(a.shape)} and {tuple(b.shape)}")
     d = torch.cdist(a.double(), b.double()).cpu().numpy()
@@ -1107,9 +1158,12 @@ def known_pixels(name, size, resize=False):
 
 
 def open_images(paths, n, args):
-    """The pictures that paths name -> float (N, C, size, size) in [-1, 1]; of a folder, n evenly; grey if the network is."""
+    """The pictures that paths name -> float (N, C, size, size) in [-1, 1]; of a folder, n evenly; grey if the network is.
+
+    paths None: the generated faces in assets/.
+    """
     files = []
-    for path in map(pathlib.Path, paths):
+    for path in map(pathlib.Path, paths or [FACES]):
         inside = [path] if not path.is_dir() else picture_files(path)
         if not inside:
             stop(f"{path} holds no picture ({', '.join(sorted(SUFFIXES))}); give another.")
@@ -1117,15 +1171,6 @@ def open_images(paths, n, args):
     x = to_float(torch.stack([open_image(p, args.size) for p in files]))
     grey = args.net["channels"] == 1 if args.net else args.data == "fashion-mnist"
     return to_float(to_uint8(x.mean(1, keepdim=True))) if grey else x
-
-
-def originals(draw, args):
-    """The pictures of --image, or --n that draw(noise) makes from seeds that nothing else uses, as they are saved."""
-    if args.image:
-        x = open_images(args.image, args.n, args)
-    else:
-        x = torch.cat([draw(noise) for noise in noise_batches(args.n, args, first=10 ** 6)])
-    return to_float(to_uint8(x)).to(args.device)
 
 
 def psnr(a, b, where):
@@ -1211,7 +1256,7 @@ def save_rows(rows, path, seed=0, most=10):
     import matplotlib.pyplot as plt
     n = min(most, max(map(len, rows.values())))
     x = to_uint8(torch.cat([x[:n].cpu() for x in rows.values()]))
-    picture = make_grid(x, n, padding=2, pad_value=255).permute(1, 2, 0).numpy().repeat(2, 0).repeat(2, 1)
+    picture = grid(x, n).permute(1, 2, 0).numpy().repeat(2, 0).repeat(2, 1)
     left, (height, width, _) = 24 + 9 * max(map(len, rows)), picture.shape        # in pixels of the file
     figure = plt.figure(figsize=((left + width) / 120, height / 120), dpi=120)
     figure.figimage(picture, left, 0)

@@ -234,13 +234,13 @@ Network = UNet   # put another network here: any class with keywords size and ch
 
 # === train ===
 def train(args, alpha_bar):
-    """Algorithm 1 with AdamW, warm-up, decay, clipped gradients, and the average of the weights."""
+    """Algorithm 1 with Muon (see common.py), warm-up, decay, and an average of the weights."""
     images, labels, names = common.load_images(args.data, "train", args.size, args.skip_bad)
     args.net = args.net or common.network_keywords(Network, args, images)
     torch.manual_seed(args.seed)
     network = Network(**args.net).to(args.device, memory_format=torch.channels_last)
     ema = copy.deepcopy(network).eval().requires_grad_(False)
-    optimizer = torch.optim.AdamW(network.parameters(), betas=(0.9, 0.99), weight_decay=0.01)
+    optimizer = common.Muon(network.parameters())
     run = common.Run(args, names, network, ema, optimizer)
     denoiser = Denoiser(common.parallel(network, args), alpha_bar, args.predict, args.bf16)
     averaged = Denoiser(ema, alpha_bar, args.predict, args.bf16)
@@ -251,8 +251,8 @@ def train(args, alpha_bar):
         return sample(averaged, noise(), alpha_bar, common.even(args.T, 50), noise)
 
     for it in run:                                       # from 1, or where --resume goes on
-        for group in optimizer.param_groups:           # up in 500 steps, down to 0 in the last 40 %
-            group["lr"] = args.lr * min(1, it / 500, (args.iters + 1 - it) / (0.4 * args.iters))
+        for group in optimizer.param_groups:           # up in 100 steps, down to 0 in the last 40 %
+            group["lr"] = args.lr * min(1, it / 100, (args.iters + 1 - it) / (0.4 * args.iters))
         x0, y = next(batches)
         L = loss(denoiser, x0, alpha_bar, args.weight, args.loss)
         optimizer.zero_grad()
@@ -275,12 +275,12 @@ def parse_args(argv=None):
     add("--steps", type=common.count, default=50, help="sampling steps, each one network evaluation, 1 to T")
     add("--eta", type=common.share, default=0.0, help="noise in a step: 0 none, 1 as much as DDPM's")
     add("--clip", action=argparse.BooleanOptionalAction, default=True, help="clip x0_hat to [-1, 1] in every step")
-    add("--image", help="encode this picture as noise, then decode it; --n has no meaning")
+    add("--image", nargs="?", const=common.FACES, help="picture to encode as noise and decode (alone: a shipped face)")
     add("--interpolate", action="store_true", help="each row goes from one noise to another; n is the number of rows")
     # === training flags ===
     add("--iters", type=common.count, default=12000, help="optimiser steps")
     add("--batch", type=common.count, default=32, help="pictures per optimiser step")
-    add("--lr", type=common.positive, default=6e-4, help="peak learning rate of AdamW")
+    add("--lr", type=common.positive, default=2.4e-3, help="peak learning rate of Muon")
     add("--ema", type=common.decay, default=0.9995, help="largest decay of the average of the weights")
     add("--loss", default="l2", choices=["l2", "l1", "huber"], help="distance of eps_theta from eps")
     add("--schedule", default="cosine", choices=SCHEDULES, help="noise schedule")

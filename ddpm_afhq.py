@@ -19,8 +19,8 @@ Differences from the paper
   Algorithm 2 writes (15) and (7) as one, (11). Two lines let us clip x0_hat in between, where
   errors of eps_theta are divided by a small sqrt(alpha_bar_t).
   The network outputs v = sqrt(alpha_bar_t) eps - sqrt(1 - alpha_bar_t) x_0, the schedule is cosine,
-  (14) is weighted: in a short training these three decide between faces and noise. The paper has
-  --schedule linear --predict eps --weight uniform. The U-Net folds 2 x 2 pixels and is smaller.
+  (14) is weighted: these three decide between faces and noise. The U-Net is smaller, and learns by
+  Muon, not Adam. The paper has --schedule linear --predict eps --weight uniform --patch 1.
   Sampling may skip levels: alpha_t is then alpha_bar_t / alpha_bar_s.
 Run
   python ddpm_afhq.py                                     sample from the shipped weights
@@ -103,7 +103,7 @@ def loss(denoiser, x0, alpha_bar, weight="uniform", error="l2"):
 
 @torch.no_grad()
 def sample(denoiser, xt, alpha_bar, levels, noise, variance="small", clip=True):
-    """Algorithm 2: xt (B, C, H, W) at levels[0] -> x_0. levels ends at 0; noise() ~ N(0, I) as xt.
+    """Algorithm 2: xt (B, C, H, W) at levels[0] -> x_0. levels ends at 0; noise() draws N(0, I).
 
     beta_tilde ("small") is the exact variance for data at one point, beta_t ("large") for N(0, I).
     """
@@ -239,13 +239,13 @@ Network = UNet   # put another network here: any class with keywords size and ch
 
 # === train ===
 def train(args, alpha_bar):
-    """Algorithm 1 with AdamW, warm-up, decay, clipped gradients, and the average of the weights."""
+    """Algorithm 1 with Muon (see common.py), warm-up, decay, and an average of the weights."""
     images, labels, names = common.load_images(args.data, "train", args.size, args.skip_bad)
     args.net = args.net or common.network_keywords(Network, args, images)
     torch.manual_seed(args.seed)
     network = Network(**args.net).to(args.device, memory_format=torch.channels_last)
     ema = copy.deepcopy(network).eval().requires_grad_(False)
-    optimizer = torch.optim.AdamW(network.parameters(), betas=(0.9, 0.99), weight_decay=0.01)
+    optimizer = common.Muon(network.parameters())
     run = common.Run(args, names, network, ema, optimizer)
     denoiser = Denoiser(common.parallel(network, args), alpha_bar, args.predict, args.bf16)
     averaged = Denoiser(ema, alpha_bar, args.predict, args.bf16)
@@ -256,8 +256,8 @@ def train(args, alpha_bar):
         return sample(averaged, noise(), alpha_bar, common.even(args.T, 50), noise)
 
     for it in run:                                       # from 1, or where --resume goes on
-        for group in optimizer.param_groups:           # up in 500 steps, down to 0 in the last 40 %
-            group["lr"] = args.lr * min(1, it / 500, (args.iters + 1 - it) / (0.4 * args.iters))
+        for group in optimizer.param_groups:           # up in 100 steps, down to 0 in the last 40 %
+            group["lr"] = args.lr * min(1, it / 100, (args.iters + 1 - it) / (0.4 * args.iters))
         x0, y = next(batches)
         L = loss(denoiser, x0, alpha_bar, args.weight, args.loss)
         optimizer.zero_grad()
@@ -285,7 +285,7 @@ def parse_args(argv=None):
     # === training flags ===
     add("--iters", type=common.count, default=12000, help="optimiser steps")
     add("--batch", type=common.count, default=32, help="pictures per optimiser step")
-    add("--lr", type=common.positive, default=6e-4, help="peak learning rate of AdamW")
+    add("--lr", type=common.positive, default=2.4e-3, help="peak learning rate of Muon")
     add("--ema", type=common.decay, default=0.9995, help="largest decay of the average of the weights")
     add("--loss", default="l2", choices=["l2", "l1", "huber"], help="distance of eps_theta from eps")
     add("--schedule", default="cosine", choices=SCHEDULES, help="noise schedule")

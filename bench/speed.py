@@ -1,6 +1,6 @@
 r"""How fast are the network and the training step of cfg_afhq.py here, and what does each way to run them gain?
 
-A row is one way to run one network. It gives the seconds of a training step (loss, backward pass, clipping, AdamW,
+A row is one way to run one network. It gives the seconds of a training step (loss, backward pass, clipping, Muon,
 average of the weights) and of a forward pass without gradient, which is one network evaluation of a sampler.
 Rates are by the wall clock, except where a single CPU thread works: then they are by CPU seconds, which hold on a
 machine that others use too. torch counts the floating-point operations (FLOP) of products and convolutions, and

@@ -20,14 +20,14 @@ def begin(args, layout=torch.channels_last):
     torch.manual_seed(args.seed)
     network = cfg_afhq.Network(**args.net).to(args.device, memory_format=layout)
     ema = copy.deepcopy(network).eval().requires_grad_(False)
-    optimizer = torch.optim.AdamW(network.parameters(), betas=(0.9, 0.99), weight_decay=0.01)
+    optimizer = common.Muon(network.parameters())
     return network, ema, optimizer
 
 
 def step(args, it, network, ema, optimizer, denoiser, alpha_bar, x0, y):
     """Iteration it, counted from 1, on the pictures x0 with labels y -> their loss."""
     for group in optimizer.param_groups:
-        group["lr"] = args.lr * min(1, it / 500, (args.iters + 1 - it) / (0.4 * args.iters))
+        group["lr"] = args.lr * min(1, it / 100, (args.iters + 1 - it) / (0.4 * args.iters))
     L = cfg_afhq.loss(denoiser, x0, y, alpha_bar, args.weight, args.loss, args.drop)
     optimizer.zero_grad()
     L.backward()

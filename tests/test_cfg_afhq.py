@@ -507,7 +507,7 @@ def pictures(folder):
 def test_pictures_lie_by_class_and_by_scale(program, tmp_path):
     program()
     assert pictures(tmp_path / "out" / "png") == [f"{c}/00000{i}.png" for c in ("cat", "dog", "wild") for i in (0, 1)]
-    line = program("--scale", 0, 1, 2.5, "--label", "dog")
+    line = program("--scale", 0, 1, 2.5, "--label", "dog", "--interval", 0, "inf")
     assert "6 pictures, 3 steps, NFE 3 3 6," in line
     assert pictures(tmp_path / "out" / "png") == [f"{c}/00000{i}.png" for c in ("scale0/unlabelled", "scale1/dog", "scale2.5/dog") for i in (0, 1)]
     with common.Image.open(tmp_path / "out" / "samples.png") as file:
@@ -517,7 +517,7 @@ def test_pictures_lie_by_class_and_by_scale(program, tmp_path):
 def test_nfe_under_an_interval_is_that_of_the_levels_inside(program):
     ratio = ((1 - cfg.schedule()) / cfg.schedule()).sqrt()
     inside = sum(0.5 < ratio[t].item() <= 2 for t in common.even(1000, 10)[:-1])
-    assert 0 < inside < 10 and f"NFE {10 + inside}," in program("--steps", 10, "--interval", 0.5, 2)
+    assert 0 < inside < 10 and f"NFE {10 + inside}," in program("--solver", "ddim", "--steps", 10, "--interval", 0.5, 2)
     assert "NFE 20," in program("--steps", 10, "--interval", 0, "inf") and "NFE 10," in program("--steps", 10, "--interval", 2, 2)
 
 
@@ -541,7 +541,7 @@ def test_flags_that_mean_nothing_are_refused(program, tmp_path, flags):
 
 def test_flags_that_mean_something_are_not(program):
     for flags in (("--solver", "dpm++2m", "--no-clip", "--spacing", "uniform"), ("--solver", "ddim", "--eta", 1, "--clip", "--spacing", "lambda"), ("--solver", "ddpm", "--no-clip")):
-        assert "6 pictures, 3 steps, NFE 6," in program(*flags)
+        assert "6 pictures, 3 steps, NFE 6," in program(*flags, "--interval", 0, "inf")
 
 
 @pytest.mark.parametrize("name", ["../../x", "..", "/tmp/x", "a/b", ""])
@@ -561,7 +561,7 @@ def test_a_training_shows_the_classes_in_turn_and_remembers_what_it_dropped(prog
     dropped = []
     monkeypatch.setattr(cfg, "loss", lambda *args, real=cfg.loss: dropped.append(args[-1]) or real(*args))
     program(*TRAIN, "--iters", 2, "--save", 2, "--drop", 0, train=True)
-    assert asked[0][0] == [1, 2, 3, 1, 2, 3, 1, 2] and asked[0][1][-1] == 2.0 and (tmp_path / "out" / "samples_000002.png").is_file()
+    assert asked[0][0] == [1, 2, 3, 1, 2, 3, 1, 2] and asked[0][1][-2:] == (2.0, "dpm++2m") and (tmp_path / "out" / "samples_000002.png").is_file()
     state = torch.load(tmp_path / "out" / "model.pt", weights_only=True)
     assert state["net"] == TINY and state["names"] == ["floppy", "pointed", "striped"] and state["flags"]["drop"] == 0
     assert pictures(tmp_path / "out" / "png") == [f"{c}/00000{i}.png" for c in ("floppy", "pointed", "striped") for i in (0, 1)]

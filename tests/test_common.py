@@ -907,6 +907,70 @@ def test_checkpoint_settles_its_flags_and_resume_restores_the_others(tmp_path, c
     assert args.train and args.T == 50 and args.batch == 2 and args.checkpoint["iter"] == 2
 
 
+# ---------------------------------------------------------------- the optimiser
+
+@pytest.mark.parametrize("shape", [(6, 40), (40, 6), (8, 8), (5, 3, 3, 3)])
+def test_muon_goes_along_the_nearest_matrix_with_singular_values_1(shape):
+    torch.manual_seed(0)
+    p = torch.nn.Parameter(torch.randn(shape))
+    start, p.grad = p.detach().clone(), torch.randn(shape)
+    common.Muon([p], lr=0.1, weight_decay=0.5).step()
+    step = -(p.detach() - start * (1 - 0.1 * 0.5)).flatten(1) / (0.1 * 0.2 * max(shape[0], p[0].numel()) ** 0.5)
+    u, _, v = torch.linalg.svd(p.grad.flatten(1), full_matrices=False)
+    assert ((torch.linalg.svdvals(step) - 1).abs() < 0.35).all()
+    assert (step * (u @ v)).sum().item() > 0.95 * step.norm().item() * (u @ v).norm().item()
+
+
+def test_muon_is_adam_for_vectors_and_skips_what_has_no_gradient():
+    torch.manual_seed(0)
+    ours, theirs, idle = (torch.nn.Parameter(torch.ones(7)) for _ in range(3))
+    a, b = common.Muon([ours, idle], lr=0.01), torch.optim.Adam([theirs], lr=0.01, betas=(0.9, 0.99))
+    for _ in range(5):
+        ours.grad = theirs.grad = torch.randn(7)
+        a.step()
+        b.step()
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
+    assert torch.equal(idle, torch.ones(7))
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch has Muon from 2.9 on")
+@pytest.mark.parametrize("shape", [(6, 40), (40, 6)])
+def test_muon_is_that_of_torch(shape):
+    torch.manual_seed(0)
+    ours = torch.nn.Parameter(torch.randn(shape))
+    theirs = torch.nn.Parameter(ours.detach().clone())
+    a = common.Muon([ours], lr=0.01)
+    b = torch.optim.Muon([theirs], lr=0.01, weight_decay=0.01, momentum=0.95, adjust_lr_fn="match_rms_adamw")
+    for _ in range(5):
+        ours.grad = theirs.grad = torch.randn(shape)
+        a.step()
+        b.step()
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=5 * 0.01 * 0.2 * 40 ** 0.5 * 0.02)    # products in bfloat16: 2 % of the way
+
+
+def test_muon_goes_on_from_its_saved_state(tmp_path):
+    def network():
+        torch.manual_seed(0)
+        return torch.nn.Linear(4, 3)
+
+    def learn(net, optimizer, steps):
+        for i in steps:
+            torch.manual_seed(i)
+            optimizer.zero_grad()
+            net(torch.randn(8, 4)).square().mean().backward()
+            optimizer.step()
+    straight, stopped_, resumed = network(), network(), network()
+    learn(straight, common.Muon(straight.parameters(), lr=0.1), range(6))
+    first = common.Muon(stopped_.parameters(), lr=0.1)
+    learn(stopped_, first, range(3))
+    torch.save(first.state_dict(), tmp_path / "opt.pt")
+    second = common.Muon(resumed.parameters())
+    second.load_state_dict(torch.load(tmp_path / "opt.pt", weights_only=True))
+    resumed.load_state_dict(stopped_.state_dict())
+    learn(resumed, second, range(3, 6))
+    assert torch.equal(straight.weight, resumed.weight) and torch.equal(straight.bias, resumed.bias)
+
+
 # ---------------------------------------------------------------- the frame of a training
 
 @pytest.fixture
