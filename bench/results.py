@@ -15,6 +15,7 @@ Run
   python bench/results.py solvers --only "ddpm 1000" --seeds 1      the row too slow for three seeds
   python bench/results.py solvers --n 1667 --only "dpm++2m 10" "ddim 50"           5,001 pictures for each row
   python bench/results.py scales                FID and agreement with the label against the guidance scale
+  python bench/results.py choose --seeds 1      scales and intervals of guidance, compared with training photographs
   python bench/results.py intervals             high scales, guided at the middle levels only (--interval)
   python bench/results.py seen --ckpts a.pt b.pt       FID against the number of pictures seen in training
   python bench/results.py mattered              train again with one thing changed each time, then FID
@@ -51,9 +52,12 @@ SHIPPED = pathlib.Path(common.__file__).parent / "assets" / "cfg_afhq.pt"
 SOLVERS = {"ddim": [10, 20, 50, 100], "dpm1": [10, 20, 50], "dpm2": [10, 20, 50],
            "dpm++2m uniform": [10, 20, 50], "dpm++2m": [5, 10, 20, 50]}
 SCALES = [0, 1, 2, 3, 5, 7.5]
-EVERYWHERE, MIDDLE = (0.0, math.inf), (0.5, 2.0)            # --interval: which levels are guided
-INTERVALS = [("dpm++2m", 20, 2.0, MIDDLE), ("dpm++2m", 20, 4.0, MIDDLE), ("dpm++2m", 20, 7.5, MIDDLE), ("dpm++2m", 20, 8.5, MIDDLE),
-             ("dpm++2m", 20, 8.5, EVERYWHERE), ("ddim", 50, 7.5, MIDDLE), ("ddim", 50, 8.5, MIDDLE), ("ddim", 50, 8.5, EVERYWHERE)]
+EVERYWHERE, MIDDLE = (0.0, math.inf), (0.2, 2.0)            # --interval: which levels are guided
+INTERVALS = [("dpm++2m", 20, scale, MIDDLE) for scale in (2.0, 4.0, 7.5, 8.5)]
+INTERVALS += [(s, 50, 7.5, MIDDLE) for s in ("dpm++2m", "ddim")] + [("dpm++2m", 20, 8.5, EVERYWHERE), ("ddim", 50, 8.5, EVERYWHERE)]
+CHOICES = [("dpm++2m", 20, scale, interval) for interval in [(0.5, 1.0), (1.0, 2.0), (0.2, 1.0), (0.2, 2.0), (0.5, 2.0), (0.3, 3.0), (0.5, 5.0), EVERYWHERE]
+           for scale in (1.5, 2.0, 3.0, 4.0, 7.5)]
+CHOICES += [(s, 50, scale, interval) for s in ("ddim", "dpm++2m") for interval in [(0.2, 2.0), (0.5, 2.0), (0.3, 3.0)] for scale in (2.0, 4.0, 7.5)]
 
 # What differs from a default training: flags of cfg_afhq.py, keywords of common.batches, or which weights sample.
 Change = collections.namedtuple("Change", "flags batches ema", defaults=([], {}, True))
@@ -64,20 +68,21 @@ CHANGES = {
     "weight uniform": Change(["--weight", "uniform"]),
     "schedule linear": Change(["--schedule", "linear"]),
     "no attention but in the middle": Change(["--attn"]),
-    "half the learning rate": Change(["--lr", "3e-4"]),
-    "twice the learning rate": Change(["--lr", "1.2e-3"]),
+    "half the learning rate": Change(["--lr", "1.2e-3"]),
+    "twice the learning rate": Change(["--lr", "4.8e-3"]),
     "dropout 0.1": Change(["--dropout", "0.1"]),
     "not mirrored": Change(batches={"mirror": False}),
     "classes as they come": Change(batches={"even": False}),
     "no EMA": Change(ema=False),            # the last weights of the defaults' training
     "patch 1, half the channels": Change(["--patch", "1", "--ch", "16", "--mult", "1", "2", "4", "8"]),
     "the defaults, seed 1": Change(["--seed", "1"]),
-    "twice the learning rate, seed 1": Change(["--lr", "1.2e-3", "--seed", "1"]),
+    "twice the learning rate, seed 1": Change(["--lr", "4.8e-3", "--seed", "1"]),
 }
 ROWS = {             # what --only can name, for each table
     "solvers": {f"{s} {n}": (s, n, 1.0) for s, steps in [*SOLVERS.items(), ("ddpm", [1000])] for n in steps},
     "scales": {f"{s:g}": ("dpm++2m", 20, float(s)) for s in SCALES},
-    "intervals": {f"{s} {n} at {scale:g}, {lo:g} to {hi:g}": (s, n, scale, (lo, hi)) for s, n, scale, (lo, hi) in INTERVALS},
+    **{table: {f"{s} {n} at {scale:g}, {lo:g} to {hi:g}": (s, n, scale, (lo, hi)) for s, n, scale, (lo, hi) in rows}
+       for table, rows in {"intervals": INTERVALS, "choose": CHOICES}.items()},
     "mattered": CHANGES,
 }
 
@@ -92,16 +97,20 @@ def photographs(args, split):
 
 
 class Reference:
-    """The photographs of --data as features of fid.py's network, computed once; score compares pictures with them."""
+    """The photographs of --data as features of fid.py's network, computed once; score compares pictures with them.
+
+    Settings are chosen on DATA/train (the floor is then DATA/val's) and reported on DATA/val.
+    """
 
     def __init__(self, args):
         self.extractor = fid.load_extractor(device=args.device)
-        self.val, self.train = (self.read(args, split) for split in ("val", "train"))
-        fewest = min(collections.Counter(self.train[1]).values())
+        splits = ("train", "val") if args.table == "choose" else ("val", "train")
+        self.real, self.other = (self.read(args, split) for split in splits)
+        fewest = min(collections.Counter(self.other[1]).values())
         if args.n > fewest:
-            common.stop(f"--n {args.n} is more than the {fewest} training photographs of a class, from which the "
+            common.stop(f"--n {args.n} is more than the {fewest} photographs of a class in {splits[1]}, from which the "
                         "floor is drawn.")
-        parts = [self.extractor.sha.encode(), self.val[0].tobytes(), self.train[0].tobytes()]
+        parts = [self.extractor.sha.encode(), self.real[0].tobytes(), self.other[0].tobytes()]
         self.hash = hashlib.sha256(b"".join(parts)).hexdigest()[:12]
 
     def read(self, args, split):
@@ -111,8 +120,8 @@ class Reference:
     def score(self, x, classes, labelled=True):
         """Pictures x uint8 (N, 3, H, W), sorted by class, and their N classes -> dict of a row's numbers."""
         values, p = fid.features(x, self.extractor)
-        keep = fid.rows_in_shares(self.val[1], classes, 0)
-        found = fid.compare(self.val[0][keep], values, fid.floor_draws(*self.train, classes, 5, 0))
+        keep = fid.rows_in_shares(self.real[1], classes, 0)
+        found = fid.compare(self.real[0][keep], values, fid.floor_draws(*self.other, classes, 5, 0))
         numbers = dict(floor=found["fid"]["floor"], floor_sd=found["fid"]["floor_sd"])
         for kind in ("fid", "kid"):
             numbers |= {kind: found[kind]["value"], f"{kind}_se": found[kind]["se"]}
@@ -177,7 +186,7 @@ def measure(args, reference, model, row):
     wall, cpu = time.time() - wall, time.process_time() - cpu
     numbers = reference.score(x, np.repeat(model.names, args.n), row.scale > 0)
     found = row._asdict() | dict(nfe=args.evaluations // len(x), seen=model.seen, seconds=wall, cpu_seconds=cpu, hash=both) | numbers
-    picture = common.make_grid(x[:: args.n], len(model.names), padding=2, pad_value=255)
+    picture = common.grid(x[:: args.n], len(model.names))
     common.save_uint8(picture, path_of(args, row, "png"), row.seed)
     unfinished = path.with_name(path.name + ".tmp")
     unfinished.write_text(json.dumps(found, indent=1) + "\n")
@@ -188,13 +197,13 @@ def measure(args, reference, model, row):
 def measure_all(args):
     """The dicts of all rows of a table."""
     reference, found = Reference(args), []
-    if args.table in ("solvers", "scales", "intervals"):
-        model = load_model(args, args.ckpts[0] if args.ckpts else None, reference.val[1])
+    if args.table in ("solvers", "scales", "intervals", "choose"):
+        model = load_model(args, args.ckpts[0] if args.ckpts else None, reference.real[1])
         rows = [Row("", s, n, scale, seed, *interval) for seed in args.seeds
                 for s, n, scale, *interval in map(ROWS[args.table].get, args.only)]
         return [measure(args, reference, model, row) for row in tqdm(rows, "rows", disable=None)]
     for name in args.ckpts if args.table == "seen" else args.only:
-        model = load_model(args, name if args.table == "seen" else trained(args, name), reference.val[1])
+        model = load_model(args, name if args.table == "seen" else trained(args, name), reference.real[1])
         found += [measure(args, reference, model, Row(name, "dpm++2m", 20, 1.0, seed)) for seed in args.seeds]
     return found
 
@@ -261,7 +270,7 @@ def copies(args):
         if "scale 1" in name:
             some = torch.arange(0, n, max(1, n // 16))[:16]
             shown = torch.cat([x[some], train[j[some]], mirrored[i[some]]])
-    picture = common.make_grid(shown, len(some), padding=2, pad_value=255)
+    picture = common.grid(shown, len(some))
     common.save_uint8(picture, args.out / "copies.png", args.seed)
     common.save_table(rows, args.out / "copies.csv")
     print(f"{args.out / 'copies.png'}: samples, nearest training photographs in features, nearest in pixels")
@@ -290,11 +299,12 @@ def write(args, rows):
         sd = {k: np.std([r[k] for r in same], ddof=1) if len(same) > 1 else same[0][f"{k}_se"] for k in mean}
         asked = f"{np.mean([r['asked'] for r in same]):.1%}" if "asked" in same[0] else ""
         what = {"solvers": f"{solver}-{steps}", "scales": f"scale {scale:g}",
-                "intervals": f"{solver}-{steps}, scale {scale:g}, {lo:g} to {hi:g}"}.get(args.table, name)
+                "intervals": f"{solver}-{steps}, scale {scale:g}, {lo:g} to {hi:g}"}
+        what = what.get({"choose": "intervals"}.get(args.table, args.table), name)
         print(f"| {what} | {same[0]['nfe']} | {mean['fid']:.1f} ± {sd['fid']:.1f} | "
               f"{1e3 * mean['kid']:.0f} ± {1e3 * sd['kid']:.0f} | {asked} |")
         x = {"solvers": same[0]["nfe"], "scales": scale, "seen": same[0]["seen"] / 1000}.get(args.table, what)
-        line = {"solvers": solver, "intervals": ""}.get(args.table, "DPM-Solver++(2M), 20 steps")
+        line = {"solvers": solver, "intervals": "", "choose": ""}.get(args.table, "DPM-Solver++(2M), 20 steps")
         curves.setdefault(line, []).append((x, mean["fid"], sd["fid"]))
     return curves
 
@@ -323,7 +333,7 @@ def plot(args, curves, floor):
 
 
 def plot_names(args, points):
-    """The FID of each row of mattered or intervals, with a bar of one sd; grey: the span of the default trainings."""
+    """The FID of each row of mattered, intervals or choose, with a bar of one sd; grey: the span of the default trainings."""
     names, mean, sd = zip(*sorted(points, key=lambda point: -point[1]))
     figure, axes = common.new_figure(1, 1, 7, 0.3 * len(names) + 1)
     axes.errorbar(mean, names, xerr=sd, fmt="o", ms=5, capsize=3, color=common.BLUE)
@@ -363,7 +373,7 @@ def show_faces(args):
 def parse_args(argv=None):
     p = common.parser(__doc__, "results", "data", "device", "dtype", "compile")
     add = p.add_argument
-    add("table", choices=["solvers", "scales", "intervals", "seen", "mattered", "copies"], help="which table")
+    add("table", choices=["solvers", "scales", "intervals", "choose", "seen", "mattered", "copies"], help="which table")
     add("--ckpts", nargs="+", help="checkpoints (unset: the one in assets/); seen takes several")
     add("--n", type=common.checked(int, lambda n: 2 <= n <= 3333, "a whole number in 2..3333"), default=64, help="pictures of each class")
     add("--seeds", type=common.count, default=3, help="samples with the seeds --seed, --seed + 1, ...; picture i uses 10000 seed + i")
@@ -394,7 +404,7 @@ def main(argv=None):
     except ValueError as error:
         common.stop(f"{error}.")
     curves = write(args, rows)
-    if args.table in ("mattered", "intervals"):
+    if args.table in ("mattered", "intervals", "choose"):
         plot_names(args, *curves.values())
     else:
         plot(args, curves, rows[0]["floor"])

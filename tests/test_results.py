@@ -91,13 +91,13 @@ def test_rows_are_stored_and_other_weights_measured_again(run, data, tmp_path, m
 
 def test_an_interval_saves_evaluations_and_makes_other_pictures(run, tmp_path):
     path = checkpoint(tmp_path / "a.pt")
-    names = "dpm++2m 20 at 8.5, 0.5 to 2", "dpm++2m 20 at 8.5, 0 to inf"
+    names = "dpm++2m 20 at 8.5, 0.2 to 2", "dpm++2m 20 at 8.5, 0 to inf"
     said = run("intervals", "--ckpts", path, "--seeds", "1", "--only", *names)
     cells = [[cell.strip() for cell in line.split("|")] for line in said.splitlines() if line.startswith("| dpm")]
-    assert [c[1] for c in cells] == ["dpm++2m-20, scale 8.5, 0.5 to 2", "dpm++2m-20, scale 8.5, 0 to inf"]
+    assert [c[1] for c in cells] == ["dpm++2m-20, scale 8.5, 0.2 to 2", "dpm++2m-20, scale 8.5, 0 to inf"]
     alpha_bar = cfg_afhq.schedule()
     ratios = [((1 - ab) / ab).sqrt() for ab in (cfg_afhq.alpha_bar_at(alpha_bar, t) for t in cfg_afhq.levels_for("dpm++2m", alpha_bar, 20)[:-1])]
-    assert [int(c[2]) for c in cells] == [20 + sum(0.5 < float(r) <= 2 for r in ratios), 40] and cells[0][3] != cells[1][3]
+    assert [int(c[2]) for c in cells] == [20 + sum(0.2 < float(r) <= 2 for r in ratios), 40] and cells[0][3] != cells[1][3]
     assert (tmp_path / "out" / "intervals-only.png").is_file()
 
 
@@ -227,12 +227,12 @@ def test_a_change_of_the_batches_reaches_the_pictures(tmp_path, data, monkeypatc
 def test_mattered_trains_each_row_with_its_change_alone(run, tmp_path, monkeypatch):
     change = results.Change
     monkeypatch.setitem(results.ROWS, "mattered", {"the defaults": change(TINY_FLAGS), "no EMA": change(TINY_FLAGS, ema=False),
-                                                   "twice": change([*TINY_FLAGS, "--lr", "1.2e-3"]),
+                                                   "twice": change([*TINY_FLAGS, "--lr", "4.8e-3"]),
                                                    "not mirrored": change(TINY_FLAGS, {"mirror": False})})
     trained, real = [], training.train
     monkeypatch.setattr(training, "train", lambda args, **batches: trained.append((args.lr, args.resume, batches)) or real(args, **batches))
     said = run("mattered", "--iters", "3", "--seeds", "1")
-    assert trained == [(6e-4, False, {}), (1.2e-3, False, {}), (6e-4, False, {"mirror": False})]     # none for "no EMA"
+    assert trained == [(2.4e-3, False, {}), (4.8e-3, False, {}), (2.4e-3, False, {"mirror": False})]     # none for "no EMA"
     folder = tmp_path / "out" / "trained" / "3"
     weights = {p.parent.name: torch.load(p, weights_only=True) for p in folder.glob("*/model.pt")}
     assert set(weights) == {"the_defaults", "twice", "not_mirrored"} and {w["iter"] for w in weights.values()} == {3}
@@ -271,7 +271,7 @@ def test_a_training_that_was_stopped_goes_on(data, tmp_path, monkeypatch):
 
 # ---------------------------------------------------------------- input, commands
 
-@pytest.mark.parametrize(("flags", "word"), [(("--n", "10"), "9 training photographs"), (("--ckpts", "two.pt"), "knows")])
+@pytest.mark.parametrize(("flags", "word"), [(("--n", "10"), "9 photographs of a class in train"), (("--ckpts", "two.pt"), "knows")])
 def test_counts_and_classes_are_looked_at_first(flags, word, data, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     checkpoint(tmp_path / "two.pt", names=["cat", "dog", "fox"])
