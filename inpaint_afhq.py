@@ -23,7 +23,7 @@ Differences from the paper
   of the network, never into the result; (8c) ends on alpha_bar_0 = 1: they come back bit for bit.
   (8a) and (8b) share one z, because each pixel uses only one of them.
 Run
-  python inpaint_afhq.py                                          a box hole in the model's pictures
+  python inpaint_afhq.py                                          a box hole in generated faces
   python inpaint_afhq.py --image cat.jpg --known half --fills 6   six fills of your own picture
   python inpaint_afhq.py --repeats 1                              replacement only, to compare
 """
@@ -258,7 +258,7 @@ def parse_args(argv=None):
     add("--jump", type=common.count, default=10, help="RePaint's jump length j: steps to go up")
     add("--repeats", type=common.count, default=10, help="RePaint's resamplings r; 1 is plain replacement")
     add("--clip", action=argparse.BooleanOptionalAction, default=True, help="clip x0_hat to [-1, 1] in every step")
-    add("--image", nargs="+", help="pictures, or folders of them, to take instead of the model's own")
+    add("--image", nargs="+", help="pictures, or folders of them (unset: assets/faces)")
     add("--known", default="box", help="the hole's shape (box, half, thin), or a picture file, white where pixels stay")
     add("--resize", action="store_true", help="bring the hole picture to the network's size")
     return p.parse_args(argv)
@@ -271,12 +271,7 @@ def main(argv=None):
     levels = common.even(args.T, args.steps)
     network = common.load(Network(**args.net), args)
     denoiser = Denoiser(network, alpha_bar, args.predict, args.bf16)
-
-    def draw(noise):                       # a picture of the model's own: nothing is known
-        xt = noise()
-        return sample(denoiser, xt, alpha_bar, levels, noise, xt, known & False)
-
-    original = common.originals(draw, args)
+    original = common.open_images(args.image, args.n, args).to(args.device)
     obs = original.repeat_interleave(args.fills, 0)
     way, watched, pictures = walk(levels, args.jump, args.repeats), common.watch(denoiser, args), []
     for noise, part in zip(common.noise_batches(len(obs), args, 64), obs.split(64)):

@@ -333,7 +333,7 @@ def parse_args(argv=None):
     add("--jump", type=common.count, default=10, help="RePaint's jump length j: steps to go up")
     add("--repeats", type=common.count, default=5, help="RePaint's resamplings r; 1 is plain replacement")
     add("--clip", action=argparse.BooleanOptionalAction, default=True, help="clip x0_hat to [-1, 1] in every step")
-    add("--image", nargs="+", help="pictures, or folders of them, to take instead of the model's own")
+    add("--image", nargs="+", help="pictures, or folders of them (unset: assets/faces)")
     add("--resize", action="store_true", help="bring the hole picture to the network's size")
     return p.parse_args(argv)
 
@@ -345,12 +345,7 @@ def main(argv=None):
     levels = common.even(args.T, args.steps)
     network = common.load(Network(**args.net), args)
     denoiser = Denoiser(network, alpha_bar, args.predict, args.bf16)
-
-    def draw(noise):                       # a picture of the model's own: nothing is measured
-        xt = noise()
-        return sample(denoiser, xt, alpha_bar, levels, noise, xt, lambda x: 0 * x, "replace")
-
-    original = common.originals(draw, args)
+    original = common.open_images(args.image, args.n, args).to(args.device)
     obs, watched, results, table = project(original), common.watch(denoiser, args), {}, []
     for method in args.method:
         way = walk(levels, args.jump, args.repeats if method == "repaint" else 1)

@@ -13,10 +13,17 @@ PICTURES = sorted(p.name for p in ASSETS.iterdir() if p.suffix in (".png", ".gif
 
 
 def test_all_is_small_and_each_file_is_shown_or_explained():
-    files = [p for p in ASSETS.iterdir() if p.is_file()]
-    assert sum(p.stat().st_size for p in files) < 48 * 2 ** 20
+    assert sum(p.stat().st_size for p in ASSETS.rglob("*") if p.is_file()) < 48 * 2 ** 20
     said = (ASSETS / "README.md").read_text() + (ASSETS.parent / "README.md").read_text()
-    assert [p.name for p in files if p.name not in said] == []
+    assert [p.name for p in ASSETS.iterdir() if p.name not in said] == []
+
+
+def test_faces_to_start_from_are_four_of_each_class():
+    files = sorted((ASSETS / "faces").iterdir())
+    assert [p.name for p in files] == [f"{name}_{i}.png" for name in ("cat", "dog", "wild") for i in range(4)]
+    for path in files:
+        with Image.open(path) as picture:
+            assert picture.size == (64, 64) and picture.mode == "RGB" and picture.text["command"].startswith("python cfg_afhq.py")
 
 
 @pytest.mark.parametrize(("script", "extra"), [(cfg_afhq, {"classes"}), (ddpm_afhq, set())], ids=["cfg_afhq", "ddpm_afhq"])

@@ -178,11 +178,9 @@ def test_known_pixels_come_back_bit_for_bit_and_seeds_count(tmp_path, weights, c
     for i in range(6):
         assert not torch.equal(fills[i, ..., 8:], original[i // 2, ..., 8:])       # the hole is not peeped into
     assert not torch.equal(fills[0], fills[1])
-    network = script.UNet(**weights[0]["net"])
-    network.load_state_dict(weights[0]["ema"])
-    alpha_bar, noise = script.schedule(), common.image_noise((3, 16, 16), 10 ** 6, 3)   # no fill shares its noise with an original
-    own = ddpm_afhq.sample(script.Denoiser(network.eval(), alpha_bar, "v"), noise(), alpha_bar, common.even(1000, 8), noise)
-    assert (common.to_uint8(own).int() - original.int()).abs().max() <= 1
+    faces = sorted(common.FACES.glob("*.png"))
+    assert torch.equal(original, torch.stack([common.read_image(faces[i * len(faces) // 3], 16) for i in range(3)]))     # a cat, a dog, a wild animal
+    assert len({path.name.split("_")[0] for path in faces}) == 3 and len(faces) == 12
     script.main([*first, "--image", str(tmp_path / "a" / "original"), "--n", "9", "--fills", "2", "--out", str(tmp_path / "b")])
     assert (read(tmp_path / "b" / "png").int() - fills.int()).abs().max() <= 1     # the same fills of the same pictures
     rows = list(csv.DictReader(open(tmp_path / "b" / "numbers.csv")))
