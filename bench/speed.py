@@ -3,8 +3,9 @@ r"""How fast are the network and the training step of cfg_afhq.py here, and what
 A row is one way to run one network. It gives the seconds of a training step (loss, backward pass, clipping, Muon,
 average of the weights) and of a forward pass without gradient, which is one network evaluation of a sampler.
 Rates are by the wall clock, except where a single CPU thread works: then they are by CPU seconds, which hold on a
-machine that others use too. torch counts the floating-point operations (FLOP) of products and convolutions, and
-their rate is given as a share of the rate of a large bf16 product, if the hardware has bf16. fp32 excludes TF32.
+machine that others use too. torch counts the floating-point operations (FLOP) of the network's products and
+convolutions, and their rate is given as a share of the rate of a large bf16 product, if the hardware has bf16. fp32
+excludes TF32.
 
 Run
   python bench/speed.py                          all rows
@@ -95,7 +96,7 @@ def measure(name, device, seconds, peak):
         denoiser(x0, t, y)
 
     with FlopCounterMode(display=False) as counter:
-        step(cfg_afhq.Denoiser(network, alpha_bar, args.predict, bf16))
+        cfg_afhq.loss(cfg_afhq.Denoiser(network, alpha_bar, args.predict, bf16), x0, y, alpha_bar).backward()
     flop = counter.get_total_flops()
     run = torch.compile(network) if compiled else network
     denoiser = cfg_afhq.Denoiser(run, alpha_bar, args.predict, bf16)
