@@ -245,7 +245,7 @@ def train(args, alpha_bar):
     torch.manual_seed(args.seed)
     network = Network(**args.net).to(args.device, memory_format=torch.channels_last)
     ema = copy.deepcopy(network).eval().requires_grad_(False)
-    optimizer = common.Muon(network.parameters())
+    optimizer = common.Muon(network.parameters(), args.bf16)
     run = common.Run(args, names, network, ema, optimizer)
     denoiser = Denoiser(common.parallel(network, args), alpha_bar, args.predict, args.bf16)
     averaged = Denoiser(ema, alpha_bar, args.predict, args.bf16)

@@ -80,7 +80,7 @@ def measure(name, device, seconds, peak):
     from torch.utils.flop_counter import FlopCounterMode  # torch 2.1
     flags, batch, bf16, channels_last, compiled = ROWS[name]
     args = cfg_afhq.parse_args(flags)
-    args.device, names = device, ["cat", "dog", "wild"]
+    args.device, args.bf16, names = device, bf16, ["cat", "dog", "wild"]
     args.net = common.network_keywords(cfg_afhq.Network, args, torch.zeros(1, 3, args.size, args.size), names)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     network, ema, optimizer = training.begin(args, layout)

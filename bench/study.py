@@ -48,7 +48,7 @@ def attention(q, k, v):
     return (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1) @ v
 
 
-def adamw(parameters):
+def adamw(parameters, bf16):
     return torch.optim.AdamW(parameters, betas=(0.9, 0.99), weight_decay=0.01)
 
 

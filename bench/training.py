@@ -20,7 +20,7 @@ def begin(args, layout=torch.channels_last):
     torch.manual_seed(args.seed)
     network = cfg_afhq.Network(**args.net).to(args.device, memory_format=layout)
     ema = copy.deepcopy(network).eval().requires_grad_(False)
-    optimizer = common.Muon(network.parameters())
+    optimizer = common.Muon(network.parameters(), args.bf16)
     return network, ema, optimizer
 
 

@@ -939,7 +939,7 @@ def test_muon_is_that_of_torch(shape):
     torch.manual_seed(0)
     ours = torch.nn.Parameter(torch.randn(shape))
     theirs = torch.nn.Parameter(ours.detach().clone())
-    a = common.Muon([ours], lr=0.01)
+    a = common.Muon([ours], bf16=True, lr=0.01)
     b = torch.optim.Muon([theirs], lr=0.01, weight_decay=0.01, momentum=0.95, adjust_lr_fn="match_rms_adamw")
     for _ in range(5):
         ours.grad = theirs.grad = torch.randn(shape)

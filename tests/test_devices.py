@@ -97,7 +97,7 @@ def test_loss_and_its_gradient(name, weight, predict, device):
     check(script.loss(script.Denoiser(net, alpha_bar, predict), x0, *rest(y, alpha_bar), weight, "huber"), net, device)
     ema = [p.detach().clone() for p in net.parameters()]
     torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-    common.Muon(net.parameters(), 1e-3).step()
+    common.Muon(net.parameters(), lr=1e-3).step()
     for p_ema, p in zip(ema, net.parameters(), strict=True):
         p_ema.lerp_(p.detach(), 0.1)
 
