@@ -1161,6 +1161,8 @@ def open_images(paths, n, args):
 
     paths None: the generated faces in assets/.
     """
+    if not paths and not FACES.is_dir():
+        stop(f"no folder {FACES}; copy it beside the script, or name a picture with --image.")
     files = []
     for path in map(pathlib.Path, paths or [FACES]):
         inside = [path] if not path.is_dir() else picture_files(path)

@@ -214,6 +214,11 @@ def test_pictures_of_an_earlier_run_go_and_the_users_stay(tmp_path, weights, mon
     assert not (tmp_path / "png.new").exists()
 
 
+def test_without_the_faces_in_assets_a_sentence_names_the_way_out(tmp_path, weights, monkeypatch, capsys):
+    monkeypatch.setattr(common, "FACES", tmp_path / "gone")
+    refused(script.main, ["--ckpt", weights[1], "--out", str(tmp_path / "out"), "--steps", "1"], capsys, "gone", "--image")
+
+
 def refused(main, flags, capsys, *words):
     with pytest.raises(SystemExit) as stop:
         main(flags)
