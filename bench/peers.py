@@ -1,20 +1,23 @@
 """Speed, side by side in one run: ours against the course's network, and against two widely used libraries.
 
-The contenders of a comparison take turns, one call each in a round, so that whatever else the machine does meets all
-of them; two calls of each warm up first. A row gives medians over the rounds. Its last column is the contender's
-seconds over those of ours in the same round, and their range: above 1 it is slower than ours. It is taken by the wall
-clock, or by CPU seconds where a single CPU thread works, as in speed.py. A step is a training step on given pictures, a
-forward is a network call without gradient and without dropout.
+The contenders of a comparison take turns, one call each in a round, so that whatever else the machine does
+meets all of them; two calls of each warm up first. A row gives medians over the rounds. Its last column is
+the contender's seconds over those of ours in the same round, and their range: above 1 it is slower than
+ours. It is taken by the wall clock, or by CPU seconds where a single CPU thread works, as in speed.py. A
+step is a training step on given pictures, a forward is a network call without gradient and without
+dropout.
 
-course    KAIST's network (Course, batch 8) as the course runs it: fp32, contiguous memory, eager, Adam, uniform loss of
-          eps, no average of the weights. Ours is cfg_afhq.py with the flags that make the same size, as it trains:
-          channels_last, bf16 where native, clipping, its optimiser, the average of the weights.
-default   The default network of cfg_afhq.py and its batch, against UNet2DModel of diffusers and Unet of lucidrains'
-          denoising-diffusion-pytorch, at the width where they have about as many parameters. They have no patches, so
-          they work at the full side, with added levels of the first width; their other levels, and the sides at which
-          they attend, are ours. lucidrains' also has linear attention at the other sides, and takes no labels. All
-          take one and the same step: our loss, clipping, AdamW and the average of the weights, first in fp32 as they
-          come, then with channels_last and bf16 where native. "ours as trained" has the optimiser of cfg_afhq.py.
+course    KAIST's network (Course, batch 8) as the course runs it: fp32, contiguous memory, eager, Adam,
+          uniform loss of eps, no average of the weights. Ours is cfg_afhq.py with the flags that make the
+          same size, as it trains: channels_last, bf16 where native, clipping, its optimiser, the average
+          of the weights.
+default   The default network of cfg_afhq.py and its batch, against UNet2DModel of diffusers and Unet of
+          lucidrains' denoising-diffusion-pytorch, at the width where they have about as many parameters.
+          They have no patches, so they work at the full side, with added levels of the first width; their
+          other levels, and the sides at which they attend, are ours. lucidrains' also has linear attention
+          at the other sides, and takes no labels. All take one and the same step: our loss, clipping,
+          AdamW and the average of the weights, first in fp32 as they come, then with channels_last and
+          bf16 where native. "ours as trained" has the optimiser of cfg_afhq.py.
 
 fp32 is as torch has it by default: on a GPU its convolutions use TF32.
 
@@ -23,8 +26,9 @@ Run
   python bench/peers.py --only course --compile  with a row of ours compiled
   OMP_NUM_THREADS=1 python bench/peers.py        one core
 
-It writes OUT/peers.csv, and OUT/peers_calls.csv with every call, and prints a table as Markdown. It needs torch 2.1 and
-the packages diffusers, denoising-diffusion-pytorch and accelerate; the rows of a library that isn't there are left out.
+It writes OUT/peers.csv, and OUT/peers_calls.csv with every call, and prints a table as Markdown. It needs
+torch 2.1 and the packages diffusers, denoising-diffusion-pytorch and accelerate; the rows of a library
+that isn't there are left out.
 """
 import bisect
 import collections
@@ -232,10 +236,6 @@ def trained(name, own, network, ema, optimizer, compiled=False):
                      torch.no_grad()(lambda: averaged(own.x0, own.t, own.y)))
 
 
-def adamw(network):
-    return torch.optim.AdamW(network.parameters(), betas=(0.9, 0.99), weight_decay=0.01)
-
-
 def taught(own):
     """The course's contender: its network and its step."""
     torch.manual_seed(own.seed)
@@ -269,7 +269,7 @@ def default(args):
     for layout, bf16 in ((torch.contiguous_format, False), (torch.channels_last, common.bf16("auto", args.device))):
         last, own = layout == torch.channels_last, settings(DEFAULT, args, bf16)
         network, ema, optimizer = training.begin(own, layout)
-        contenders = [trained("ours", own, network, ema, adamw(network))]
+        contenders = [trained("ours", own, network, ema, training.adamw(network.parameters()))]
         if last:
             contenders.append(trained("ours as trained", own, *training.begin(own, layout)))
         for name, build in peers.items():
@@ -277,7 +277,7 @@ def default(args):
             torch.manual_seed(own.seed)
             net = build(width).to(own.device, memory_format=layout)
             average = copy.deepcopy(net).eval().requires_grad_(False)
-            contenders.append(trained(f"{name} of width {width}", own, net, average, adamw(net)))
+            contenders.append(trained(f"{name} of width {width}", own, net, average, training.adamw(net.parameters())))
         yield f"default {'bf16' if bf16 else 'fp32'}{' channels_last' if last else ''}", own, contenders
 
 

@@ -298,13 +298,12 @@ def write(args, rows):
         mean = {k: np.mean([r[k] for r in same]) for k in ("fid", "kid")}
         sd = {k: np.std([r[k] for r in same], ddof=1) if len(same) > 1 else same[0][f"{k}_se"] for k in mean}
         asked = f"{np.mean([r['asked'] for r in same]):.1%}" if "asked" in same[0] else ""
-        what = {"solvers": f"{solver}-{steps}", "scales": f"scale {scale:g}",
-                "intervals": f"{solver}-{steps}, scale {scale:g}, {lo:g} to {hi:g}"}
-        what = what.get({"choose": "intervals"}.get(args.table, args.table), name)
+        settings = f"{solver}-{steps}, scale {scale:g}, {lo:g} to {hi:g}"
+        what = {"solvers": f"{solver}-{steps}", "scales": f"scale {scale:g}", "intervals": settings, "choose": settings}.get(args.table, name)
         print(f"| {what} | {same[0]['nfe']} | {mean['fid']:.1f} ± {sd['fid']:.1f} | "
               f"{1e3 * mean['kid']:.0f} ± {1e3 * sd['kid']:.0f} | {asked} |")
         x = {"solvers": same[0]["nfe"], "scales": scale, "seen": same[0]["seen"] / 1000}.get(args.table, what)
-        line = {"solvers": solver, "intervals": "", "choose": ""}.get(args.table, "DPM-Solver++(2M), 20 steps")
+        line = solver if args.table == "solvers" else "DPM-Solver++(2M), 20 steps"
         curves.setdefault(line, []).append((x, mean["fid"], sd["fid"]))
     return curves
 

@@ -48,17 +48,14 @@ def attention(q, k, v):
     return (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1) @ v
 
 
-def adamw(parameters, bf16):
-    return torch.optim.AdamW(parameters, betas=(0.9, 0.99), weight_decay=0.01)
-
-
 # What differs from a default training: flags of cfg_afhq.py, and (owner, name, value) of what else is exchanged.
 Change = collections.namedtuple("Change", "flags exchanged", defaults=([], []))
+ADAMW = common, "Muon", training.adamw
 PIXELNORM, WRITTEN = (cfg_afhq, "norm", lambda c: PixelNorm()), (F, "scaled_dot_product_attention", attention)
 CHANGES = {
     "the defaults": Change(),
-    "AdamW": Change(exchanged=[(common, "Muon", adamw)]),
-    "AdamW, half the learning rate": Change(["--lr", "1.2e-3"], [(common, "Muon", adamw)]),
+    "AdamW": Change(exchanged=[ADAMW]),
+    "AdamW, half the learning rate": Change(["--lr", "1.2e-3"], [ADAMW]),
     "pixel norm": Change(exchanged=[PIXELNORM]),
     "attention written out": Change(exchanged=[WRITTEN]),
     "both": Change(exchanged=[PIXELNORM, WRITTEN]),
@@ -86,19 +83,18 @@ def held_out(denoiser, x0, y, alpha_bar, levels=LEVELS, batch=32):
     """The mean squared error of v for pictures x0 in [-1, 1] with labels y at each level; the noise is that of seed 1."""
     generator, errors = torch.Generator().manual_seed(1), []
     for t in levels:
-        a, std = alpha_bar[t].sqrt().float(), (1 - alpha_bar[t]).sqrt().float()
-        eps, total = torch.randn(x0.shape, generator=generator), 0.0
-        for i in range(0, len(x0), batch):
-            part, noise = x0[i:i + batch], eps[i:i + batch]
-            xt = a * part + std * noise
-            eps_hat = denoiser(xt, torch.full((len(part),), t), y[i:i + batch])
-            total += ((eps_hat - noise) / a).square().sum().item()                # eps = std x_t + a v
-        errors.append(total / x0.numel())
+        total, noise = 0.0, torch.randn(x0.shape, generator=generator)
+        for part, eps, label in zip(x0.split(batch), noise.split(batch), y.split(batch)):
+            xt = cfg_afhq.diffuse(part, alpha_bar[t], eps)
+            eps_hat = denoiser(xt, torch.full((len(part),), t), label)
+            total += (eps_hat - eps).square().sum().item()
+        errors.append(total / x0.numel() / float(alpha_bar[t]))        # eps = std x_t + a v, so v errs 1 / a as much
     return errors
 
 
-def train(args, change, seed):
-    """One training of args.seconds -> its row as a dict; OUT/NAME-seed.pt has the averaged weights."""
+def train(args, name, seed):
+    """One training of args.seconds with the change of that name -> its row as a dict; OUT/NAME-seed.pt has the averaged weights."""
+    change = CHANGES[name]
     own = cfg_afhq.parse_args(["--seed", str(seed), "--data", args.data, "--device", "cpu", "--dtype", args.dtype, *change.flags])
     own.device, own.bf16 = args.device, args.bf16
     alpha_bar = cfg_afhq.schedule(own.schedule, own.T)
@@ -122,14 +118,13 @@ def train(args, change, seed):
     if args.compile:
         torch.compiler.reset()
     torch.save(dict(script="cfg_afhq", net=own.net, method={k: getattr(own, k) for k in common.METHOD}, names=names,
-                    iter=it, flags=dict(batch=own.batch), ema=ema.state_dict()), path_of(args, change, seed, "pt"))
+                    iter=it, flags=dict(batch=own.batch), ema=ema.state_dict()), path_of(args, name, seed, "pt"))
     return dict(seed=seed, parameters=sum(p.numel() for p in network.parameters()), pictures=it * own.batch,
                 **{f"t = {t}": v for t, v in zip(LEVELS, losses)})
 
 
-def path_of(args, change, seed, suffix):
+def path_of(args, name, seed, suffix):
     """The file of a row: OUT/NAME-SECONDS-SEED.suffix."""
-    name = next(name for name, other in CHANGES.items() if other is change)
     return args.out / f"{re.sub('[^A-Za-z0-9]+', '_', name)}-{args.seconds:g}-{seed}.{suffix}"
 
 
@@ -149,9 +144,9 @@ def main(argv=None):
     rows = []
     for name in tqdm(args.only or CHANGES, "changes", disable=None):
         for seed in range(args.seed, args.seed + args.seeds):
-            path = path_of(args, CHANGES[name], seed, "json")
+            path = path_of(args, name, seed, "json")
             if not path.is_file():
-                path.write_text(json.dumps(train(args, CHANGES[name], seed)))
+                path.write_text(json.dumps(train(args, name, seed)))
             rows.append(dict(change=name, **json.loads(path.read_text())))
     common.save_table(rows, args.out / "study.csv")
     first = [np.mean([r[f"t = {t}"] for r in rows if r["change"] == rows[0]["change"]]) for t in LEVELS]

@@ -15,6 +15,11 @@ import cfg_afhq
 import common
 
 
+def adamw(parameters, bf16=False):
+    """The optimiser that Muon is compared with; called like common.Muon, whose products alone may be in bfloat16."""
+    return torch.optim.AdamW(parameters, betas=(0.9, 0.99), weight_decay=0.01)
+
+
 def begin(args, layout=torch.channels_last):
     """A new network (args.net holds its keywords), the average of its weights, and its optimiser."""
     torch.manual_seed(args.seed)
