@@ -228,7 +228,7 @@ def levels_for(solver, alpha_bar, steps, spacing=None):
 # === unet ===
 def norm(c):
     """GroupNorm of c channels in groups of four or more, at most 32 groups."""
-    return nn.GroupNorm(next(g for g in range(min(32, c // 4), 0, -1) if c % g == 0), c)
+    return common.GroupNorm(next(g for g in range(min(32, c // 4), 0, -1) if c % g == 0), c)
 
 
 def zero(layer):

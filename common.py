@@ -668,6 +668,17 @@ def autocast(device, bf16):
     return torch.autocast(device.type, torch.bfloat16) if bf16 else contextlib.nullcontext()
 
 
+class GroupNorm(nn.GroupNorm):
+    """nn.GroupNorm, equal to the bit in channels_last, but six times as fast in bfloat16 on a CPU below 32 x 32 pixels.
+
+    There torch 2.15 takes 0.83 ms for 8 pictures of 64 channels, 16 x 16, and 0.13 in float32 with two casts (AVX512).
+    """
+
+    def forward(self, x):
+        slow = x.dtype == torch.bfloat16 and x.device.type == "cpu" and x[0, 0].numel() < 1024
+        return super().forward(x.float()).to(x.dtype) if slow else super().forward(x)
+
+
 # ---------------------------------------------------------------- photographs
 
 def picture_files(folder):

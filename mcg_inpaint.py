@@ -210,7 +210,7 @@ def measurement(task, size, resize=False):
 # === unet ===
 def norm(c):
     """GroupNorm of c channels in groups of four or more, at most 32 groups."""
-    return nn.GroupNorm(next(g for g in range(min(32, c // 4), 0, -1) if c % g == 0), c)
+    return common.GroupNorm(next(g for g in range(min(32, c // 4), 0, -1) if c % g == 0), c)
 
 
 def zero(layer):

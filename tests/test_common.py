@@ -907,6 +907,38 @@ def test_checkpoint_settles_its_flags_and_resume_restores_the_others(tmp_path, c
     assert args.train and args.T == 50 and args.batch == 2 and args.checkpoint["iter"] == 2
 
 
+# ---------------------------------------------------------------- the faster norm
+
+@pytest.mark.parametrize("shape", [(3, 64, 8, 8), (2, 32, 32, 32), (2, 24, 5, 7)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_group_norm_is_torchs_with_its_gradient(shape, dtype):
+    torch.manual_seed(0)
+    ours, theirs = common.GroupNorm(8, shape[1]), torch.nn.GroupNorm(8, shape[1])
+    torch.nn.init.normal_(ours.weight)
+    theirs.load_state_dict(ours.state_dict())
+    found = []
+    for norm in (ours, theirs):
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(dtype, memory_format=torch.channels_last).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
+            out = norm(x)
+        out.float().square().sum().backward()
+        assert out.dtype == dtype and out.is_contiguous(memory_format=torch.channels_last)
+        found.append((out.detach().float(), x.grad.float(), norm.weight.grad))
+    for a, b in zip(*found):
+        torch.testing.assert_close(a, b, rtol=1e-2 if dtype is torch.bfloat16 else 1e-5, atol=1e-2 if dtype is torch.bfloat16 else 1e-5)
+
+
+@pytest.mark.parametrize(("side", "dtype"), [(16, torch.float32), (32, torch.float32), (32, torch.bfloat16)])
+def test_group_norm_computes_small_sides_in_float32(side, dtype, monkeypatch):
+    seen, native = [], torch.nn.functional.group_norm
+    monkeypatch.setattr(torch.nn.functional, "group_norm", lambda x, *rest: seen.append(x.dtype) or native(x, *rest))
+    norm = common.GroupNorm(8, 32).to(dtype)
+    norm(torch.randn(1, 32, side, side).to(dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        common.GroupNorm(8, 32)(torch.randn(1, 32, 31, 31).bfloat16())
+    assert seen == [dtype, torch.float32]
+
+
 # ---------------------------------------------------------------- the optimiser
 
 @pytest.mark.parametrize("shape", [(6, 40), (40, 6), (8, 8), (5, 3, 3, 3)])
