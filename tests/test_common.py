@@ -7,6 +7,8 @@ import itertools
 import math
 import os
 import pathlib
+import subprocess
+import sys
 import threading
 import time
 import types
@@ -905,6 +907,33 @@ def test_checkpoint_settles_its_flags_and_resume_restores_the_others(tmp_path, c
     stopped(capsys, lambda: common.prepare(some_parser("--resume", out=tmp_path), ["some"]), "weights", "--train --ckpt")
     args = common.prepare(some_parser("--train", "--ckpt", tmp_path / "model.pt", out=tmp_path / "new"), ["some"])
     assert args.train and args.T == 50 and args.batch == 2 and args.checkpoint["iter"] == 2
+
+
+# ---------------------------------------------------------------- what would take seconds to import
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_grid_is_torchvisions(channels):
+    make_grid = pytest.importorskip("torchvision.utils").make_grid
+    x = torch.randint(0, 256, (7, channels, 5, 6), dtype=torch.uint8)
+    for nrow in (1, 2, 3, 7, 9):
+        assert torch.equal(common.grid(x, nrow), make_grid(x, nrow, padding=2, pad_value=255))
+
+
+def test_without_values_layers_have_shapes_only_and_the_initialisation_returns():
+    before = torch.nn.init.normal_
+    with pytest.raises(ZeroDivisionError), common.without_values():
+        layer = torch.nn.Embedding(4, 8)
+        raise ZeroDivisionError
+    assert layer.weight.is_meta and layer.weight.shape == (4, 8) and torch.nn.init.normal_ is before
+
+
+def test_sampling_from_the_shipped_weights_imports_no_compiler(tmp_path):
+    code = ("import sys, cfg_afhq; cfg_afhq.main(sys.argv[1:]); "
+            "sys.exit(' '.join({'torch._dynamo', 'torchvision', 'scipy'} & set(sys.modules)) or 0)")
+    root = pathlib.Path(common.__file__).parent
+    done = subprocess.run([sys.executable, "-c", code, "--n", "1", "--steps", "1", "--device", "cpu", "--out", str(tmp_path)],
+                          cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 # ---------------------------------------------------------------- the faster norm
