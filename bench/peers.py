@@ -54,7 +54,7 @@ from bench import speed, training
 
 COURSE, DEFAULT = [*speed.COURSE, "--dropout", "0.1", "--batch", "8"], []       # flags of cfg_afhq.py
 LABELS = ["cat", "dog", "wild"]
-Contender = collections.namedtuple("Contender", "name network step forward")     # step() and forward() do the work
+Contender = collections.namedtuple("Contender", "name network step forward")  # step() and forward() work
 
 
 # ---------------------------------------------------------------- the course's network, from its description
@@ -69,8 +69,8 @@ class Attention(nn.Module):
 
     def forward(self, x):
         h = self.norm(x)
-        q, k, v = (layer(h).flatten(2) for layer in (self.q, self.k, self.v))                   # (B, c, pixels)
-        share = torch.softmax(torch.bmm(q.transpose(1, 2), k) * x.shape[1] ** -0.5, 2)         # to pixel, from pixel
+        q, k, v = (layer(h).flatten(2) for layer in (self.q, self.k, self.v))              # (B, c, pixels)
+        share = torch.softmax(torch.bmm(q.transpose(1, 2), k) * x.shape[1] ** -0.5, 2)  # to, from pixel
         return x + self.proj(torch.bmm(v, share.transpose(1, 2)).view_as(x))
 
 
@@ -80,7 +80,8 @@ class ResBlock(nn.Module):
     def __init__(self, c_in, c_out, c_time, attention, dropout):
         super().__init__()
         self.norm1, self.conv1 = nn.GroupNorm(math.gcd(32, c_in), c_in), nn.Conv2d(c_in, c_out, 3, padding=1)
-        self.norm2, self.conv2 = nn.GroupNorm(math.gcd(32, c_out), c_out), nn.Conv2d(c_out, c_out, 3, padding=1)
+        self.norm2 = nn.GroupNorm(math.gcd(32, c_out), c_out)
+        self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
         self.time, self.dropout = nn.Linear(c_time, c_out), nn.Dropout(dropout)
         self.skip = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
         self.attention = Attention(c_out) if attention else nn.Identity()
@@ -96,7 +97,8 @@ class ResBlock(nn.Module):
 class Course(nn.Module):
     """The U-Net of KAIST's CS492(D). Where there are classes, training drops a tenth of the labels."""
 
-    def __init__(self, size, channels, classes=None, ch=128, mult=(1, 2, 2, 2), blocks=4, attn=(32,), dropout=0.1):
+    def __init__(self, size, channels, classes=None, ch=128, mult=(1, 2, 2, 2), blocks=4, attn=(32,),
+                 dropout=0.1):
         super().__init__()
         c_time, c, sides = 4 * ch, ch, [size // 2 ** i for i in range(len(mult))]
         self.time = nn.Sequential(nn.Linear(256, c_time), nn.SiLU(), nn.Linear(c_time, c_time))
@@ -157,7 +159,8 @@ def diffusers(UNet2DModel, own, width):
     """UNet2DModel at the settings of ours, with width channels at the first level."""
     mult, attends = levels(own)
     net = UNet2DModel(
-        sample_size=own.size, layers_per_block=own.blocks, dropout=own.dropout, num_class_embeds=len(LABELS) + 1,
+        sample_size=own.size, layers_per_block=own.blocks, dropout=own.dropout,
+        num_class_embeds=len(LABELS) + 1,
         norm_num_groups=math.gcd(width, 32), block_out_channels=[width * m for m in mult],
         down_block_types=["AttnDownBlock2D" if on else "DownBlock2D" for on in attends],
         up_block_types=["AttnUpBlock2D" if on else "UpBlock2D" for on in reversed(attends)])
@@ -202,7 +205,7 @@ def parameters(network):
 def width_for(build, wanted):
     """The roundest width with which build(width) has `wanted` parameters within 5 %, or the nearest even one."""
     def count(width):
-        with torch.device("meta"):
+        with common.without_values():
             return parameters(build(width))
 
     for multiple in (32, 16, 8, 4, 2):
