@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from torchvision import datasets
 
+import cfg_afhq
 import common
 
 
@@ -934,6 +935,20 @@ def test_sampling_from_the_shipped_weights_imports_no_compiler(tmp_path):
     done = subprocess.run([sys.executable, "-c", code, "--n", "1", "--steps", "1", "--device", "cpu", "--out", str(tmp_path)],
                           cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_loaded_weights_give_the_bits_that_autocast_gives(bf16, tmp_path):
+    flags = ["--out", str(tmp_path), "--device", "cpu", "--dtype", "bf16" if bf16 else "fp32"]
+    args = common.prepare(cfg_afhq.parse_args(flags), cfg_afhq.TRAINED_BY)
+    loaded, plain = common.load(cfg_afhq.UNet(**args.net), args), cfg_afhq.UNet(**args.net)
+    plain.load_state_dict({name: w.float() for name, w in args.checkpoint["ema"].items()})
+    plain = plain.eval().to(memory_format=torch.channels_last)
+    assert loaded.conv_in.weight.dtype == loaded.time[0].bias.dtype == (torch.bfloat16 if bf16 else torch.float32)
+    assert loaded.label.weight.dtype == loaded.mid[0].norm1.weight.dtype == torch.float32
+    x, t, y = torch.randn(3, 3, 64, 64), torch.tensor([1.0, 300.5, 1000.0]), torch.tensor([0, 1, 3])
+    with torch.no_grad(), common.autocast(args.device, bf16):
+        assert torch.equal(loaded(x, t, y), plain(x, t, y))
 
 
 # ---------------------------------------------------------------- the faster norm
