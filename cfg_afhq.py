@@ -384,7 +384,7 @@ def parse_args(argv=None):
     add("--n", type=common.count, default=8, help="number of pictures of each class at each scale")
     add("--steps", type=common.count, default=20, help="levels at which eps_hat is evaluated, 1 to T")
     add("--scale", type=common.finite, default=[4.0], nargs="+", help="0 unconditional, 1 conditional; w is scale - 1")
-    add("--interval", type=common.bound, default=[0.2, 2.0], nargs=2, metavar=("LO", "HI"),
+    add("--interval", type=common.bound, default=[0.5, 2.0], nargs=2, metavar=("LO", "HI"),
         help="guide only where LO < std_t / a_t <= HI, and HI may be inf")
     add("--label", help="class to sample, by its name or number")
     add("--solver", default="dpm++2m", choices=["ddpm", "ddim", "dpm1", "dpm2", "dpm++2m"], help="kind of step")

@@ -172,6 +172,8 @@ def study(args):
         "one eye over the other": one_eye_over_the_other,
         "blur, sd 0.5 px": lambda x: gaussian_blur(x, 9, 0.5),
         "blur, sd 0.8 px": lambda x: gaussian_blur(x, 9, 0.8),
+        "15 % of a blur, sd 1 px": lambda x: torch.lerp(x.float(), gaussian_blur(x, 9, 1.0).float(), 0.15).round().to(torch.uint8),
+        "8 / 255 brighter": lambda x: (x.int() + 8).clamp(max=255).to(torch.uint8),
         "noise, sd 8 / 255": noisy,
         "quarters swapped in 1 of 10": quarters_swapped,
         f"no {kinds[-1]} at all": None,

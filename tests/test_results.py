@@ -91,13 +91,13 @@ def test_rows_are_stored_and_other_weights_measured_again(run, data, tmp_path, m
 
 def test_an_interval_saves_evaluations_and_makes_other_pictures(run, tmp_path):
     path = checkpoint(tmp_path / "a.pt")
-    names = "dpm++2m 20 at 8.5, 0.2 to 2", "dpm++2m 20 at 8.5, 0 to inf"
+    names = "dpm++2m 20 at 8.5, 0.5 to 2", "dpm++2m 20 at 8.5, 0 to inf"
     said = run("intervals", "--ckpts", path, "--seeds", "1", "--only", *names)
     cells = [[cell.strip() for cell in line.split("|")] for line in said.splitlines() if line.startswith("| dpm")]
-    assert [c[1] for c in cells] == ["dpm++2m-20, scale 8.5, 0.2 to 2", "dpm++2m-20, scale 8.5, 0 to inf"]
+    assert [c[1] for c in cells] == ["dpm++2m-20, scale 8.5, 0.5 to 2", "dpm++2m-20, scale 8.5, 0 to inf"]
     alpha_bar = cfg_afhq.schedule()
     ratios = [((1 - ab) / ab).sqrt() for ab in (cfg_afhq.alpha_bar_at(alpha_bar, t) for t in cfg_afhq.levels_for("dpm++2m", alpha_bar, 20)[:-1])]
-    assert [int(c[2]) for c in cells] == [20 + sum(0.2 < float(r) <= 2 for r in ratios), 40] and cells[0][3] != cells[1][3]
+    assert [int(c[2]) for c in cells] == [20 + sum(0.5 < float(r) <= 2 for r in ratios), 40] and cells[0][3] != cells[1][3]
     assert (tmp_path / "out" / "intervals-only.png").is_file()
 
 

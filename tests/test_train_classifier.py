@@ -107,7 +107,7 @@ def test_study(tmp_path, capsys):
     assert "12 photographs" in capsys.readouterr().out
     rows = list(csv.DictReader(open(out / "damage.csv")))
     mean = {name: np.mean([float(r["FID"]) for r in rows if r["damage"] == name]) for name in {r["damage"] for r in rows}}
-    assert len(rows) == 18 and mean["blur, sd 0.8 px"] > mean["blur, sd 0.5 px"] > mean["nothing (the floor)"]
+    assert len(rows) == 22 and mean["blur, sd 0.8 px"] > mean["blur, sd 0.5 px"] > mean["nothing (the floor)"]
     assert mean["noise, sd 8 / 255"] > mean["nothing (the floor)"]
 
 
