@@ -382,11 +382,12 @@ def load_weights(network, state, path):
 
 def load(network, args):
     """The averaged weights of args.checkpoint in the network, on the device, frozen, compiled if asked."""
-    load_weights(network, args.checkpoint["ema"], args.ckpt)          # shipped in fp16, used in fp32
+    load_weights(network, args.checkpoint["ema"], args.ckpt)          # shipped in fp16, here in fp32
     network = network.eval().requires_grad_(False).to(args.device, memory_format=torch.channels_last)
-    for layer in network.modules():
-        if args.bf16 and isinstance(layer, (nn.Conv2d, nn.Linear)):
-            layer.bfloat16()                                 # once, where autocast would do it in every call
+    if args.bf16:                                            # once, where autocast would do it in every call
+        for layer in network.modules():
+            if isinstance(layer, (nn.Conv2d, nn.Linear)):
+                layer.bfloat16()
     return torch.compile(network) if args.compile else network
 
 

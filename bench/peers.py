@@ -190,11 +190,12 @@ def installed(own):
     for name, (package, network, build) in PEERS.items():
         try:
             found[name] = functools.partial(build, getattr(importlib.import_module(package), network), own)
-        except (ImportError, RuntimeError, AttributeError) as error:            # diffusers makes RuntimeErrors of them
+        except (ImportError, RuntimeError, AttributeError) as error:  # diffusers makes RuntimeErrors of them
             why = str(error).splitlines()[0]
             print(f"({package} can't be imported ({why}), so its rows are left out)", file=sys.stderr)
     if found and own.patch > 1:
-        print(f"{' and '.join(found)} work at side {own.size}, ours at side {own.size // own.patch} in patches")
+        print(f"{' and '.join(found)} work at side {own.size}, "
+              f"ours at side {own.size // own.patch} in patches")
     return found
 
 
@@ -203,7 +204,7 @@ def parameters(network):
 
 
 def width_for(build, wanted):
-    """The roundest width with which build(width) has `wanted` parameters within 5 %, or the nearest even one."""
+    """The roundest width where build(width) has `wanted` parameters within 5 %, or the nearest even one."""
     def count(width):
         with common.without_values():
             return parameters(build(width))
@@ -220,7 +221,7 @@ def width_for(build, wanted):
 # ---------------------------------------------------------------- contenders
 
 def settings(flags, args, bf16):
-    """The flags of cfg_afhq.py as its training has them, and a batch: pictures x0, levels t (on the CPU), labels y."""
+    """The flags of cfg_afhq.py as its training has them, and a batch: x0, levels t (on the CPU), labels y."""
     own = cfg_afhq.parse_args(flags)
     own.device, own.seed, own.bf16 = args.device, args.seed, bf16
     own.x0 = torch.rand(own.batch, 3, own.size, own.size, device=own.device) * 2 - 1
@@ -232,11 +233,14 @@ def settings(flags, args, bf16):
 def trained(name, own, network, ema, optimizer, compiled=False):
     """A contender that takes the step of cfg_afhq.py and evaluates the average of the weights."""
     alpha_bar = cfg_afhq.schedule(own.schedule, own.T)
-    learns, averaged = (cfg_afhq.Denoiser(torch.compile(net) if compiled else net, alpha_bar, own.predict, own.bf16)
+    run = torch.compile if compiled else lambda net: net
+    learns, averaged = (cfg_afhq.Denoiser(run(net), alpha_bar, own.predict, own.bf16)
                         for net in (network, ema))
-    return Contender(name, network,
-                     lambda: training.step(own, 1000, network, ema, optimizer, learns, alpha_bar, own.x0, own.y),
-                     torch.no_grad()(lambda: averaged(own.x0, own.t, own.y)))
+
+    def step():
+        training.step(own, 1000, network, ema, optimizer, learns, alpha_bar, own.x0, own.y)
+
+    return Contender(name, network, step, torch.no_grad()(lambda: averaged(own.x0, own.t, own.y)))
 
 
 def taught(own):
@@ -269,8 +273,10 @@ def course(args):
 def default(args):
     """The second comparison, in fp32 and then with channels_last and bf16 where native."""
     peers = installed(settings(DEFAULT, args, False))
-    for layout, bf16 in ((torch.contiguous_format, False), (torch.channels_last, common.bf16("auto", args.device))):
-        last, own = layout == torch.channels_last, settings(DEFAULT, args, bf16)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        last = layout == torch.channels_last
+        bf16 = last and common.bf16("auto", args.device)
+        own = settings(DEFAULT, args, bf16)
         network, ema, optimizer = training.begin(own, layout)
         contenders = [trained("ours", own, network, ema, training.adamw(network.parameters()))]
         if last:
@@ -280,14 +286,15 @@ def default(args):
             torch.manual_seed(own.seed)
             net = build(width).to(own.device, memory_format=layout)
             average = copy.deepcopy(net).eval().requires_grad_(False)
-            contenders.append(trained(f"{name} of width {width}", own, net, average, training.adamw(net.parameters())))
+            optimizer = training.adamw(net.parameters())
+            contenders.append(trained(f"{name} of width {width}", own, net, average, optimizer))
         yield f"default {'bf16' if bf16 else 'fp32'}{' channels_last' if last else ''}", own, contenders
 
 
 # ---------------------------------------------------------------- clock
 
 def alternate(works, rounds, device, title=None):
-    """works {name: work}: each twice, then each once in every round -> {name: [its (wall, CPU seconds), ...]}."""
+    """works {name: work}: each twice, then once in every round -> {name: [its (wall, CPU seconds), ...]}."""
     def call(work):
         wall, cpu = time.perf_counter(), time.process_time()
         work()
@@ -335,11 +342,13 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = common.prepare(parse_args(argv))
-    print(f"{args.device}, {torch.get_num_threads()} threads, torch {torch.__version__}, {args.rounds} rounds")
+    print(f"{args.device}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
+          f"{args.rounds} rounds")
     rows, each = [], []
     for name in [args.only] if args.only else COMPARISONS:
         for title, own, contenders in COMPARISONS[name](args):
-            facts = {c.name: dict(parameters=parameters(c.network), gflop=gflop(c.network, own)) for c in contenders}
+            facts = {c.name: dict(parameters=parameters(c.network), gflop=gflop(c.network, own))
+                     for c in contenders}
             for work in ("step", "forward"):
                 works = {c.name: getattr(c, work) for c in contenders}
                 calls = alternate(works, args.rounds, args.device, f"{title}, {work}")
@@ -351,11 +360,12 @@ def main(argv=None):
                 common.save_table(rows, args.out / "peers.csv")
                 common.save_table(each, args.out / "peers_calls.csv")
             torch.compiler.reset()
-    print("| comparison, batch | work | contender | parameters, M | GFLOP a picture | s | CPU s | CPU s / s | "
-          "times ours |\n|-|-|-|-|-|-|-|-|-|")
+    print("| comparison, batch | work | contender | parameters, M | GFLOP a picture | s | CPU s | "
+          "CPU s / s | times ours |\n|-|-|-|-|-|-|-|-|-|")
     for r in rows:
-        print(f"| {r['comparison']}, {r['batch']} | {r['work']} | {r['contender']} | {r['parameters'] / 1e6:.2f} | "
-              f"{r['gflop']:.3g} | {r['wall']:.3g} | {r['cpu']:.3g} | {r['cpu_per_wall']:.2f} | "
+        print(f"| {r['comparison']}, {r['batch']} | {r['work']} | {r['contender']} | "
+              f"{r['parameters'] / 1e6:.2f} | {r['gflop']:.3g} | "
+              f"{r['wall']:.3g} | {r['cpu']:.3g} | {r['cpu_per_wall']:.2f} | "
               f"{r['ratio']:.2f} ({r['ratio_least']:.2f} to {r['ratio_most']:.2f}) |")
     print(f"{args.out / 'peers.csv'}: {len(rows)} rows")
 

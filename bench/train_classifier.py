@@ -146,6 +146,10 @@ def noisy(x):
     return (x + 8 * noise).round().clamp(0, 255).to(torch.uint8)
 
 
+def a_little_blurred(x):
+    return torch.lerp(x.float(), gaussian_blur(x, 9, 1.0).float(), 0.15).round().to(torch.uint8)
+
+
 def one_eye_over_the_other(x):
     x = x.clone()
     x[:, :, 20:32, 36:50] = x[:, :, 20:32, 14:28]             # where eyes are in most faces of AFHQ at 64 x 64
@@ -172,7 +176,7 @@ def study(args):
         "one eye over the other": one_eye_over_the_other,
         "blur, sd 0.5 px": lambda x: gaussian_blur(x, 9, 0.5),
         "blur, sd 0.8 px": lambda x: gaussian_blur(x, 9, 0.8),
-        "15 % of a blur, sd 1 px": lambda x: torch.lerp(x.float(), gaussian_blur(x, 9, 1.0).float(), 0.15).round().to(torch.uint8),
+        "15 % of a blur, sd 1 px": a_little_blurred,
         "8 / 255 brighter": lambda x: (x.int() + 8).clamp(max=255).to(torch.uint8),
         "noise, sd 8 / 255": noisy,
         "quarters swapped in 1 of 10": quarters_swapped,
