@@ -15,6 +15,7 @@ Run
   python bench/results.py solvers --only "ddpm 1000" --seeds 1      the row too slow for three seeds
   python bench/results.py solvers --n 1667 --only "dpm++2m 10" "ddim 50"           5,001 pictures for each row
   python bench/results.py scales                FID and agreement with the label against the guidance scale
+  python bench/results.py scales --only 0 --ckpts assets/ddpm_afhq.pt         the network without labels
   python bench/results.py choose --seeds 1      scales and intervals of guidance, compared with training photographs
   python bench/results.py intervals             high scales, guided at the middle levels only (--interval)
   python bench/results.py seen --ckpts a.pt b.pt       FID against the number of pictures seen in training
@@ -45,6 +46,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 import cfg_afhq
 import common
+import ddpm_afhq
 import fid
 from bench import training
 
@@ -131,10 +133,15 @@ class Reference:
 
 
 def load_model(args, path=None, classes=None):
-    """The Model in a checkpoint of cfg_afhq.py (unset: the shipped one). classes: those of the photographs."""
+    """The Model in a checkpoint (unset: the shipped one of cfg_afhq.py). classes: those of the photographs."""
     path = path or SHIPPED
     flags = ["--ckpt", str(path), "--out", str(args.out), "--device", str(args.device), "--dtype", args.dtype]
-    own = common.prepare(cfg_afhq.parse_args(flags + ["--compile"] * args.compile), cfg_afhq.TRAINED_BY)
+    script = common.read_checkpoint(path, cfg_afhq.TRAINED_BY + ddpm_afhq.TRAINED_BY)["script"]
+    labelled = script in cfg_afhq.TRAINED_BY
+    if not labelled and (args.table, args.only) != ("scales", ["0"]):
+        common.stop(f"{path} was trained without labels, so it has one row: scales --only 0.")
+    module = cfg_afhq if labelled else ddpm_afhq
+    own = common.prepare(module.parse_args(flags + ["--compile"] * args.compile), module.TRAINED_BY)
     if own.net["size"] != 64:
         common.stop(f"{path} makes pictures of side {own.net['size']}; fid.py's faces network takes 64 x 64.")
     if classes is not None and set(own.names) != set(classes):
@@ -142,8 +149,9 @@ def load_model(args, path=None, classes=None):
                     f"{', '.join(own.names)}.")
     parts = [p.numpy().tobytes() for p in own.checkpoint["ema"].values()] + [f"{own.bf16} {own.compile}".encode()]
     alpha_bar = cfg_afhq.schedule(own.schedule, own.T)
-    network = common.load(cfg_afhq.Network(**own.net), own)
-    denoiser = cfg_afhq.Denoiser(network, alpha_bar, own.predict, own.bf16)
+    network = common.load(module.Network(**own.net), own)
+    call = network if labelled else lambda xt, t, y: network(xt, t)
+    denoiser = cfg_afhq.Denoiser(call, alpha_bar, own.predict, own.bf16)
     seen = own.checkpoint["iter"] * own.checkpoint.get("flags", {}).get("batch", 32)
     return Model(denoiser, alpha_bar, own.net, own.names, seen, hashlib.sha256(b"".join(parts)).hexdigest()[:12])
 

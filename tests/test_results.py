@@ -156,6 +156,20 @@ def test_unlabelled_pictures_each_have_their_own_noise(tmp_path):
     assert len(y) == 6 and not any((a == b).all() for a in x for b in y)
 
 
+def test_a_network_without_labels_has_the_row_of_scale_0(run, tmp_path, capsys):
+    labelled = checkpoint(tmp_path / "labelled.pt")
+    saved, net = torch.load(labelled), {k: v for k, v in TINY.items() if k != "classes"}
+    saved["ema"]["time.2.bias"] += saved["ema"].pop("label.weight")[0]             # the empty label, told to every picture
+    torch.save(saved | dict(script="ddpm_afhq", net=net), tmp_path / "unlabelled.pt")
+    without, row = [run("scales", "--only", "0", "--seeds", "1", "--ckpts", tmp_path / name) for name in ("unlabelled.pt", "labelled.pt")]
+    fid_of = [float(re.search(r"scale 0 \| 20 \| ([\d.]+) ±", text)[1]) for text in (without, row)]
+    assert fid_of[0] == pytest.approx(fid_of[1], rel=1e-4)
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        run("scales", "--only", "1", "--ckpts", tmp_path / "unlabelled.pt")
+    assert "without labels" in capsys.readouterr().err
+
+
 def test_other_weights_and_another_precision_have_another_hash(tmp_path):
     fp32, bf16 = (common.prepare(results.parse_args(["scales", "--device", "cpu", "--dtype", d, "--out", str(tmp_path / "out")])) for d in ("fp32", "bf16"))
     paths = checkpoint(tmp_path / "a.pt"), checkpoint(tmp_path / "b.pt", seed=1), checkpoint(tmp_path / "c.pt", it=8)
