@@ -162,9 +162,10 @@ class Block(nn.Module):
         if self.attention:
             B, C, H, W = x.shape
             width = math.gcd(C, 64)                               # of a head: 64 if it can be
-            qkv = self.qkv(self.norm3(x)).reshape(B, 3, C // width, width, H * W).transpose(3, 4)
-            h = F.scaled_dot_product_attention(*qkv.unbind(1))    # (B, heads, H W, width)
-            x = x + self.proj(h.transpose(2, 3).reshape(B, C, H, W))
+            qkv = self.qkv(self.norm3(x)).reshape(B, 3, C // width, width, H * W)
+            q, k, v = qkv.unbind(1)                               # (B, heads, width, H W)
+            share = (q.mT * width ** -0.5 @ k).softmax(3)         # (B, heads, to pixel, from pixel)
+            x = x + self.proj((v @ share.mT).reshape(B, C, H, W))
         return x
 
 

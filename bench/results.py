@@ -56,10 +56,12 @@ SOLVERS = {"ddim": [10, 20, 50, 100], "dpm1": [10, 20, 50], "dpm2": [10, 20, 50]
 SCALES = [0, 1, 2, 3, 5, 7.5]
 EVERYWHERE, MIDDLE = (0.0, math.inf), tuple(cfg_afhq.parse_args([]).interval)   # guided levels; the default
 INTERVALS = [("dpm++2m", 20, scale, MIDDLE) for scale in (2.0, 4.0, 7.5, 8.5)]
+INTERVALS += [("dpm2", 20, scale, MIDDLE) for scale in (2.0, 3.0)]
 INTERVALS += [(s, 50, 7.5, MIDDLE) for s in ("dpm++2m", "ddim")] + [("dpm++2m", 20, 8.5, EVERYWHERE), ("ddim", 50, 8.5, EVERYWHERE)]
 CHOICES = [("dpm++2m", 20, scale, interval) for interval in [(0.5, 1.0), (1.0, 2.0), (0.2, 1.0), (0.2, 2.0), (0.5, 2.0), (0.3, 3.0), (0.5, 5.0), EVERYWHERE]
            for scale in (1.5, 2.0, 3.0, 4.0, 7.5)]
 CHOICES += [(s, 50, scale, interval) for s in ("ddim", "dpm++2m") for interval in [(0.2, 2.0), (0.5, 2.0), (0.3, 3.0)] for scale in (2.0, 4.0, 7.5)]
+CHOICES += [("dpm2", 20, scale, MIDDLE) for scale in (1.5, 2.0, 3.0, 4.0)]
 
 # What differs from a default training: flags of cfg_afhq.py, keywords of common.batches, or which weights sample.
 Change = collections.namedtuple("Change", "flags batches ema", defaults=([], {}, True))

@@ -37,9 +37,6 @@ def test_a_change_lasts_as_long_as_its_context():
 
 
 def test_what_is_exchanged():
-    torch.manual_seed(0)
-    q, k, v = torch.randn(3, 2, 4, 6, 8)
-    torch.testing.assert_close(study.attention(q, k, v), torch.nn.functional.scaled_dot_product_attention(q, k, v), rtol=1e-4, atol=1e-5)
     x = torch.randn(2, 5, 3, 3)
     assert study.PixelNorm()(x).square().mean(1).flatten().tolist() == pytest.approx([1.0] * 18, rel=1e-5)
 
