@@ -16,7 +16,7 @@ Run
   python bench/results.py solvers --n 1667 --only "dpm++2m 10" "ddim 50"           5,001 pictures for each row
   python bench/results.py scales                FID and agreement with the label against the guidance scale
   python bench/results.py scales --only 0 --ckpts assets/ddpm_afhq.pt         the network without labels
-  python bench/results.py choose --seeds 1      scales and intervals of guidance, compared with training photographs
+  python bench/results.py choose --seeds 1      scales and intervals, compared with training photographs
   python bench/results.py intervals             high scales, guided at the middle levels only (--interval)
   python bench/results.py seen --ckpts a.pt b.pt       FID against the number of pictures seen in training
   python bench/results.py mattered              train again with one thing changed each time, then FID
@@ -57,17 +57,23 @@ SCALES = [0, 1, 2, 3, 5, 7.5]
 EVERYWHERE, MIDDLE = (0.0, math.inf), tuple(cfg_afhq.parse_args([]).interval)   # guided levels; the default
 INTERVALS = [("dpm++2m", 20, scale, MIDDLE) for scale in (2.0, 4.0, 7.5, 8.5)]
 INTERVALS += [("dpm2", 20, scale, MIDDLE) for scale in (2.0, 3.0)]
-INTERVALS += [(s, 50, 7.5, MIDDLE) for s in ("dpm++2m", "ddim")] + [("dpm++2m", 20, 8.5, EVERYWHERE), ("ddim", 50, 8.5, EVERYWHERE)]
-CHOICES = [("dpm++2m", 20, scale, interval) for interval in [(0.5, 1.0), (1.0, 2.0), (0.2, 1.0), (0.2, 2.0), (0.5, 2.0), (0.3, 3.0), (0.5, 5.0), EVERYWHERE]
+INTERVALS += [(s, 50, 7.5, MIDDLE) for s in ("dpm++2m", "ddim")]
+INTERVALS += [("dpm++2m", 20, 8.5, EVERYWHERE), ("ddim", 50, 8.5, EVERYWHERE)]
+CHOICES = [("dpm++2m", 20, scale, interval)
+           for interval in [(0.5, 1.0), (1.0, 2.0), (0.2, 1.0), (0.2, 2.0), (0.5, 2.0), (0.3, 3.0),
+                            (0.5, 5.0), EVERYWHERE]
            for scale in (1.5, 2.0, 3.0, 4.0, 7.5)]
-CHOICES += [(s, 50, scale, interval) for s in ("ddim", "dpm++2m") for interval in [(0.2, 2.0), (0.5, 2.0), (0.3, 3.0)] for scale in (2.0, 4.0, 7.5)]
+CHOICES += [(s, 50, scale, interval) for s in ("ddim", "dpm++2m")
+            for interval in [(0.2, 2.0), (0.5, 2.0), (0.3, 3.0)] for scale in (2.0, 4.0, 7.5)]
 CHOICES += [("dpm2", 20, scale, MIDDLE) for scale in (1.5, 2.0, 3.0, 4.0)]
 
-# What differs from a default training: flags of cfg_afhq.py, keywords of common.batches, or which weights sample.
+# What differs from a default training: flags of cfg_afhq.py, keywords of common.batches, the weights that
+# sample.
 Change = collections.namedtuple("Change", "flags batches ema", defaults=([], {}, True))
 CHANGES = {
     "the defaults": Change(),
-    "eps, linear, uniform (the paper)": Change(["--predict", "eps", "--schedule", "linear", "--weight", "uniform"]),
+    "eps, linear, uniform (the paper)": Change(["--predict", "eps", "--schedule", "linear",
+                                                "--weight", "uniform"]),
     "eps for v": Change(["--predict", "eps"]),
     "weight uniform": Change(["--weight", "uniform"]),
     "schedule linear": Change(["--schedule", "linear"]),
