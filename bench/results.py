@@ -185,7 +185,8 @@ def faces(model, n, row, device, batch=64):
 
 def path_of(args, row, suffix):
     """The file of a row: OUT/TABLE/settings.suffix."""
-    settings = row.name, row.solver, row.steps, row.scale, *(row.interval if row.interval != EVERYWHERE else ()), args.n, row.seed
+    interval = row.interval if row.interval != EVERYWHERE else ()
+    settings = row.name, row.solver, row.steps, row.scale, *interval, args.n, row.seed
     settings = [f"{x:g}" if isinstance(x, float) else str(x) for x in settings]
     return args.out / args.table / f"{re.sub('[^A-Za-z0-9.+]+', '_', '-'.join(settings))}.{suffix}"
 
@@ -201,7 +202,8 @@ def measure(args, reference, model, row):
     x = faces(model._replace(denoiser=common.watch(model.denoiser, args)), args.n, row, args.device)
     wall, cpu = time.time() - wall, time.process_time() - cpu
     numbers = reference.score(x, np.repeat(model.names, args.n), row.scale > 0)
-    found = row._asdict() | dict(nfe=args.evaluations // len(x), seen=model.seen, seconds=wall, cpu_seconds=cpu, hash=both) | numbers
+    found = row._asdict() | dict(nfe=args.evaluations // len(x), seen=model.seen, seconds=wall,
+                                 cpu_seconds=cpu, hash=both) | numbers
     picture = common.grid(x[:: args.n], len(model.names))
     common.save_uint8(picture, path_of(args, row, "png"), row.seed)
     unfinished = path.with_name(path.name + ".tmp")
@@ -315,7 +317,8 @@ def write(args, rows):
         sd = {k: np.std([r[k] for r in same], ddof=1) if len(same) > 1 else same[0][f"{k}_se"] for k in mean}
         asked = f"{np.mean([r['asked'] for r in same]):.1%}" if "asked" in same[0] else ""
         settings = f"{solver}-{steps}, scale {scale:g}, {lo:g} to {hi:g}"
-        what = {"solvers": f"{solver}-{steps}", "scales": f"scale {scale:g}", "intervals": settings, "choose": settings}.get(args.table, name)
+        what = {"solvers": f"{solver}-{steps}", "scales": f"scale {scale:g}",
+                "intervals": settings, "choose": settings}.get(args.table, name)
         print(f"| {what} | {same[0]['nfe']} | {mean['fid']:.1f} ± {sd['fid']:.1f} | "
               f"{1e3 * mean['kid']:.0f} ± {1e3 * sd['kid']:.0f} | {asked} |")
         x = {"solvers": same[0]["nfe"], "scales": scale, "seen": same[0]["seen"] / 1000}.get(args.table, what)
@@ -348,7 +351,10 @@ def plot(args, curves, floor):
 
 
 def plot_names(args, points):
-    """The FID of each row of mattered, intervals or choose, with a bar of one sd; grey: the span of the default trainings."""
+    """The FID of each row of mattered, intervals or choose, with a bar of one sd.
+
+    The grey band is the span of the default trainings.
+    """
     names, mean, sd = zip(*sorted(points, key=lambda point: -point[1]))
     figure, axes = common.new_figure(1, 1, 7, 0.3 * len(names) + 1)
     axes.errorbar(mean, names, xerr=sd, fmt="o", ms=5, capsize=3, color=common.BLUE)
@@ -388,10 +394,13 @@ def show_faces(args):
 def parse_args(argv=None):
     p = common.parser(__doc__, "results", "data", "device", "dtype", "compile")
     add = p.add_argument
-    add("table", choices=["solvers", "scales", "intervals", "choose", "seen", "mattered", "copies"], help="which table")
+    add("table", choices=["solvers", "scales", "intervals", "choose", "seen", "mattered", "copies"],
+        help="which table")
     add("--ckpts", nargs="+", help="checkpoints (unset: the one in assets/); seen takes several")
-    add("--n", type=common.checked(int, lambda n: 2 <= n <= 3333, "a whole number in 2..3333"), default=64, help="pictures of each class")
-    add("--seeds", type=common.count, default=3, help="samples with the seeds --seed, --seed + 1, ...; picture i uses 10000 seed + i")
+    add("--n", type=common.checked(int, lambda n: 2 <= n <= 3333, "a whole number in 2..3333"), default=64,
+        help="pictures of each class")
+    add("--seeds", type=common.count, default=3,
+        help="samples with the seeds --seed, --seed + 1, ...; picture i uses 10000 seed + i")
     add("--iters", type=common.count, default=2000, help="optimiser steps of each training for mattered")
     add("--only", nargs="+", metavar="ROW", help="these rows only (unset: all but ddpm 1000)")
     return p.parse_args(argv)

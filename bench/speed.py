@@ -123,7 +123,8 @@ def parse_args(argv=None):
     p = common.parser(__doc__, "speed", "device")
     add = p.add_argument
     add("--only", nargs="+", choices=ROWS, metavar="ROW", help="these rows only (unset: all)")
-    add("--seconds", type=common.checked(float, lambda s: 0 <= s < math.inf, "a finite number from 0 on"), default=10.0, help="duration of each measurement; three calls at least")
+    add("--seconds", type=common.checked(float, lambda s: 0 <= s < math.inf, "a finite number from 0 on"),
+        default=10.0, help="duration of each measurement; three calls at least")
     return p.parse_args(argv)
 
 

@@ -57,9 +57,11 @@ CHANGES = {
     "batch 16": Change(["--batch", "16"]),
     "batch 64": Change(["--batch", "64"]),
     "attention at 8 only": Change(["--attn", "8"]),
-    "pixel norm, attention at 8 only, ch 48, mult 1 2 3": Change(["--attn", "8", "--ch", "48", "--mult", "1", "2", "3"], [PIXELNORM]),
+    "pixel norm, attention at 8 only, ch 48, mult 1 2 3": Change(
+        ["--attn", "8", "--ch", "48", "--mult", "1", "2", "3"], [PIXELNORM]),
     "pixel norm, ch 64, mult 1 2 2": Change(["--ch", "64", "--mult", "1", "2", "2"], [PIXELNORM]),
-    "pixel norm, patch 4, ch 64, attention at 8 only": Change(["--patch", "4", "--ch", "64", "--attn", "8"], [PIXELNORM]),
+    "pixel norm, patch 4, ch 64, attention at 8 only": Change(
+        ["--patch", "4", "--ch", "64", "--attn", "8"], [PIXELNORM]),
 }
 
 
@@ -73,7 +75,10 @@ def changed(change):
 
 @torch.no_grad()
 def held_out(denoiser, x0, y, alpha_bar, levels=LEVELS, batch=32):
-    """The mean squared error of v for pictures x0 in [-1, 1] with labels y at each level; the noise is that of seed 1."""
+    """The mean squared error of v for pictures x0 in [-1, 1] with labels y at each level.
+
+    The noise is that of seed 1.
+    """
     generator, errors = torch.Generator().manual_seed(1), []
     for t in levels:
         total, noise = 0.0, torch.randn(x0.shape, generator=generator)
@@ -86,9 +91,13 @@ def held_out(denoiser, x0, y, alpha_bar, levels=LEVELS, batch=32):
 
 
 def train(args, name, seed):
-    """One training of args.seconds with the change of that name -> its row as a dict; OUT/NAME-seed.pt has the averaged weights."""
+    """One training of args.seconds with the change of that name -> its row as a dict.
+
+    OUT/NAME-seed.pt has the averaged weights.
+    """
     change = CHANGES[name]
-    own = cfg_afhq.parse_args(["--seed", str(seed), "--data", args.data, "--device", "cpu", "--dtype", args.dtype, *change.flags])
+    own = cfg_afhq.parse_args(["--seed", str(seed), "--data", args.data, "--device", "cpu",
+                               "--dtype", args.dtype, *change.flags])
     own.device, own.bf16 = args.device, args.bf16
     alpha_bar = cfg_afhq.schedule(own.schedule, own.T)
     images, labels, names = common.load_images(args.data, "train", own.size)
@@ -143,7 +152,8 @@ def main(argv=None):
             rows.append(dict(change=name, **json.loads(path.read_text())))
     common.save_table(rows, args.out / "study.csv")
     first = [np.mean([r[f"t = {t}"] for r in rows if r["change"] == rows[0]["change"]]) for t in LEVELS]
-    print("| changed | seed | M parameters | pictures | " + " | ".join(f"t = {t}" for t in LEVELS) + " | mean ratio |\n|" + "-|" * 11)
+    print("| changed | seed | M parameters | pictures | " + " | ".join(f"t = {t}" for t in LEVELS)
+          + " | mean ratio |\n|" + "-|" * 11)
     for r in rows:
         ratio = np.mean([r[f"t = {t}"] / f for t, f in zip(LEVELS, first)])
         print(f"| {r['change']} | {r['seed']} | {r['parameters'] / 1e6:.1f} | {r['pictures']:,} | "

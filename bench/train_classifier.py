@@ -165,9 +165,10 @@ def quarters_swapped(x):
 def study(args):
     """Table: FID and KID of n photographs of DATA/train against DATA/val, undamaged (the floor) and damaged."""
     extractor = fid.load_extractor("faces", args.weights, args.device)
-    (real, real_classes, _), (pool, pool_classes, _) = (common.read_folder(args.data, split) for split in ("val", "train"))
+    real, real_classes, _ = common.read_folder(args.data, "val")
+    pool, pool_classes, _ = common.read_folder(args.data, "train")
     real = fid.features(real, extractor)[0]
-    like = [real_classes[i * len(real_classes) // args.n] for i in range(args.n)]   # as many of each class as val's shares
+    like = [real_classes[i * len(real_classes) // args.n] for i in range(args.n)]   # in val's shares
     rows = fid.floor_draws(np.arange(len(pool)), pool_classes, like, args.draws, args.seed)
     kinds = sorted(set(pool_classes))
     cases = {
@@ -188,9 +189,11 @@ def study(args):
         for draw, chosen in enumerate(rows):
             if change is None:
                 rest = [c for c in like if c != kinds[-1]]
-                chosen = fid.floor_draws(np.arange(len(pool)), pool_classes, (rest * args.n)[:args.n], 1, args.seed + draw)[0]
+                chosen = fid.floor_draws(np.arange(len(pool)), pool_classes, (rest * args.n)[:args.n], 1,
+                                         args.seed + draw)[0]
             values = fid.features((change or (lambda x: x))(pool[chosen]), extractor)[0]
-            table.append({"damage": name, "seed": draw, "FID": fid.frechet(real, values), "KID x 1000": 1000 * fid.kid(real, values)})
+            table.append({"damage": name, "seed": draw, "FID": fid.frechet(real, values),
+                          "KID x 1000": 1000 * fid.kid(real, values)})
     print(f"{args.n} photographs of {args.data}/train against the {len(real)} of val, {args.draws} draws")
     common.report(table, ["damage"], args.out / "damage.csv")
 
