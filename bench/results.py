@@ -67,7 +67,7 @@ CHOICES += [(s, 50, scale, interval) for s in ("ddim", "dpm++2m")
             for interval in [(0.2, 2.0), (0.5, 2.0), (0.3, 3.0)] for scale in (2.0, 4.0, 7.5)]
 CHOICES += [("dpm2", 20, scale, MIDDLE) for scale in (1.5, 2.0, 3.0, 4.0)]
 
-# What differs from a default training: flags of cfg_afhq.py, keywords of common.batches, the weights that
+# What differs from a default training: flags of cfg_afhq.py, keywords of common.batches, or which weights
 # sample.
 Change = collections.namedtuple("Change", "flags batches ema", defaults=([], {}, True))
 CHANGES = {
@@ -91,13 +91,14 @@ CHANGES = {
 ROWS = {             # what --only can name, for each table
     "solvers": {f"{s} {n}": (s, n, 1.0) for s, steps in [*SOLVERS.items(), ("ddpm", [1000])] for n in steps},
     "scales": {f"{s:g}": ("dpm++2m", 20, float(s)) for s in SCALES},
-    **{table: {f"{s} {n} at {scale:g}, {lo:g} to {hi:g}": (s, n, scale, (lo, hi)) for s, n, scale, (lo, hi) in rows}
+    **{table: {f"{s} {n} at {scale:g}, {lo:g} to {hi:g}": (s, n, scale, (lo, hi))
+               for s, n, scale, (lo, hi) in rows}
        for table, rows in {"intervals": INTERVALS, "choose": CHOICES}.items()},
     "mattered": CHANGES,
 }
 
 Model = collections.namedtuple("Model", "denoiser alpha_bar net names seen hash")
-Row = collections.namedtuple("Row", "name solver steps scale seed interval", defaults=[EVERYWHERE])   # its settings
+Row = collections.namedtuple("Row", "name solver steps scale seed interval", defaults=[EVERYWHERE])
 
 
 def photographs(args, split):
@@ -107,7 +108,7 @@ def photographs(args, split):
 
 
 class Reference:
-    """The photographs of --data as features of fid.py's network, computed once; score compares pictures with them.
+    """The photographs of --data as features of fid.py's network, computed once; score compares with them.
 
     Settings are chosen on DATA/train (the floor is then DATA/val's) and reported on DATA/val.
     """
@@ -118,8 +119,8 @@ class Reference:
         self.real, self.other = (self.read(args, split) for split in splits)
         fewest = min(collections.Counter(self.other[1]).values())
         if args.n > fewest:
-            common.stop(f"--n {args.n} is more than the {fewest} photographs of a class in {splits[1]}, from which the "
-                        "floor is drawn.")
+            common.stop(f"--n {args.n} is more than the {fewest} photographs of a class in {splits[1]}, "
+                        "from which the floor is drawn.")
         parts = [self.extractor.sha.encode(), self.real[0].tobytes(), self.other[0].tobytes()]
         self.hash = hashlib.sha256(b"".join(parts)).hexdigest()[:12]
 
@@ -141,7 +142,7 @@ class Reference:
 
 
 def load_model(args, path=None, classes=None):
-    """The Model in a checkpoint (unset: the shipped one of cfg_afhq.py). classes: those of the photographs."""
+    """The Model in a checkpoint (unset: cfg_afhq.py's shipped one). classes: those of the photographs."""
     path = path or SHIPPED
     flags = ["--ckpt", str(path), "--out", str(args.out), "--device", str(args.device), "--dtype", args.dtype]
     script = common.read_checkpoint(path, cfg_afhq.TRAINED_BY + ddpm_afhq.TRAINED_BY)["script"]
@@ -155,13 +156,15 @@ def load_model(args, path=None, classes=None):
     if classes is not None and set(own.names) != set(classes):
         common.stop(f"{args.data} has the classes {', '.join(sorted(set(classes)))}; {path} knows "
                     f"{', '.join(own.names)}.")
-    parts = [p.numpy().tobytes() for p in own.checkpoint["ema"].values()] + [f"{own.bf16} {own.compile}".encode()]
+    parts = [p.numpy().tobytes() for p in own.checkpoint["ema"].values()]
+    parts += [f"{own.bf16} {own.compile}".encode()]
     alpha_bar = cfg_afhq.schedule(own.schedule, own.T)
     network = common.load(module.Network(**own.net), own)
     call = network if labelled else lambda xt, t, y: network(xt, t)
     denoiser = cfg_afhq.Denoiser(call, alpha_bar, own.predict, own.bf16)
     seen = own.checkpoint["iter"] * own.checkpoint.get("flags", {}).get("batch", 32)
-    return Model(denoiser, alpha_bar, own.net, own.names, seen, hashlib.sha256(b"".join(parts)).hexdigest()[:12])
+    digest = hashlib.sha256(b"".join(parts)).hexdigest()[:12]
+    return Model(denoiser, alpha_bar, own.net, own.names, seen, digest)
 
 
 def faces(model, n, row, device, batch=64):
@@ -177,8 +180,8 @@ def faces(model, n, row, device, batch=64):
             m, first = min(batch, n - i), 10_000 * row.seed + i + (0 if row.scale else n * (k - 1))
             noise = common.image_noise(shape, first, m, device)
             y = torch.full((m,), k if row.scale else 0, device=device)
-            x0 = cfg_afhq.sample(model.denoiser, noise(), y, model.alpha_bar, levels, noise, row.scale, solver,
-                                 lo=row.interval[0], hi=row.interval[1])
+            x0 = cfg_afhq.sample(model.denoiser, noise(), y, model.alpha_bar, levels, noise, row.scale,
+                                 solver, lo=row.interval[0], hi=row.interval[1])
             pictures.append(common.to_uint8(x0).cpu())
     return torch.cat(pictures)
 
@@ -229,10 +232,12 @@ def measure_all(args):
 def trained(args, name):
     """The checkpoint of a row of CHANGES, which is trained first, or further, if need be."""
     change = ROWS["mattered"][name]
-    same = next(other for other, c in ROWS["mattered"].items() if c[:2] == change[:2])   # "no EMA": the defaults
+    # of "no EMA" it is the defaults'
+    same = next(other for other, c in ROWS["mattered"].items() if c[:2] == change[:2])
     out = args.out / "trained" / str(args.iters) / re.sub(r"\W+", "_", same)
     path = out / "model.pt"
-    if not path.is_file() or common.read_checkpoint(path, cfg_afhq.TRAINED_BY, resume=True)["iter"] < args.iters:
+    if (not path.is_file()
+            or common.read_checkpoint(path, cfg_afhq.TRAINED_BY, resume=True)["iter"] < args.iters):
         flags = ["--resume" if path.is_file() else "--train", "--data", args.data, "--iters", str(args.iters),
                  "--out", str(out), "--device", str(args.device), "--dtype", args.dtype, *change.flags]
         own = cfg_afhq.parse_args(flags + ["--compile"] * args.compile)
@@ -272,14 +277,16 @@ def copies(args):
     mirrored = torch.cat([train, train.flip(3)])                # a copy may be mirrored
     sets = {"held-out photographs": val}
     for scale in (1.0, 3.0):
-        sets[f"samples, scale {scale:g}"] = faces(model, args.n, Row("", "dpm++2m", 20, scale, args.seed), args.device)
+        row = Row("", "dpm++2m", 20, scale, args.seed)
+        sets[f"samples, scale {scale:g}"] = faces(model, args.n, row, args.device)
     print("| 5 % / median / 95 % (least) | rms of pixel levels, of 255 | in faces features |\n|-|-|-|")
     rows = []
     for name, x in sets.items():
         by_pixel, i = nearest(x.flatten(1), mirrored.flatten(1))
         by_feature, j = nearest(torch.from_numpy(fid.features(x, extractor)[0]), train_features)
         line = f"| {name} |"
-        for kind, d in (("pixels", by_pixel.numpy() / math.sqrt(x[0].numel())), ("features", by_feature.numpy())):
+        for kind, d in (("pixels", by_pixel.numpy() / math.sqrt(x[0].numel())),
+                        ("features", by_feature.numpy())):
             parts = [d[k] for k in draws] if x is val else [d]
             low, mid, high, least = np.mean([[*np.percentile(d, (5, 50, 95)), d.min()] for d in parts], 0)
             line += f" {low:.1f} / {mid:.1f} / {high:.1f} ({least:.1f}) |"
@@ -303,7 +310,7 @@ def by_settings(rows):
 
 
 def write(args, rows):
-    """OUT/TABLE.csv with every row; the mean and spread over seeds as Markdown on the screen -> curves to plot."""
+    """OUT/TABLE.csv with every row; the mean and spread over seeds on the screen -> curves to plot."""
     common.save_table(rows, f"{args.output}.csv")
     first = rows[0]
     print(f"{first['n_fake']} pictures against {first['n_real']}, floor {first['floor']:.1f} +- "
@@ -312,7 +319,8 @@ def write(args, rows):
     print("| what | NFE | FID | KID x 1000 | asked |\n|-|-|-|-|-|")
     curves = {}
     for same in by_settings(rows):
-        name, solver, steps, scale, (lo, hi) = (same[0][k] for k in ("name", "solver", "steps", "scale", "interval"))
+        name, solver, steps, scale, (lo, hi) = (same[0][k] for k in ("name", "solver", "steps", "scale",
+                                                                     "interval"))
         mean = {k: np.mean([r[k] for r in same]) for k in ("fid", "kid")}
         sd = {k: np.std([r[k] for r in same], ddof=1) if len(same) > 1 else same[0][f"{k}_se"] for k in mean}
         asked = f"{np.mean([r['asked'] for r in same]):.1%}" if "asked" in same[0] else ""
@@ -409,7 +417,8 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
     if args.data != "drawn" and not all((pathlib.Path(args.data) / s).is_dir() for s in ("train", "val")):
-        common.stop(f"no {args.data}/train and val; `python common.py` downloads AFHQ, or name another --data.")
+        common.stop(f"no {args.data}/train and val; `python common.py` downloads AFHQ, "
+                    "or name another --data.")
     least, most = {"seen": (1, 99), "mattered": (0, 0)}.get(args.table, (0, 1))
     if not least <= len(args.ckpts or []) <= most:
         common.stop("seen takes --ckpts a.pt b.pt ..., mattered none, the others one at most.")
