@@ -1177,7 +1177,7 @@ def known_pixels(name, size, resize=False):
         try:
             picture = read_rgb(name).convert("L")
         except Exception as error:   # PIL raises half a dozen kinds on broken files
-            stop(f"hole {name!r} is none of box, half, thin, and no readable picture ({error}).")
+            stop(f"hole {name!r} is none of box, half, thin, and no readable picture ({error}); --help says what else there is.")
         if picture.size != (size, size):
             if not resize:
                 stop(f"hole picture {name} is {picture.width} x {picture.height}, the pictures are "
