@@ -1,11 +1,11 @@
-r"""How fast are the network and the training step of cfg_afhq.py here, and what does each way to run them gain?
+r"""How fast are the network and the training step of cfg_afhq.py, and what does each way to run them gain?
 
-A row is one way to run one network. It gives the seconds of a training step (loss, backward pass, clipping, Muon,
-average of the weights) and of a forward pass without gradient, which is one network evaluation of a sampler.
-Rates are by the wall clock, except where a single CPU thread works: then they are by CPU seconds, which hold on a
-machine that others use too. torch counts the floating-point operations (FLOP) of the network's products and
-convolutions, and their rate is given as a share of the rate of a large bf16 product, if the hardware has bf16. fp32
-excludes TF32.
+A row is one way to run one network. It gives the seconds of a training step (loss, backward pass,
+clipping, Muon, average of the weights) and of a forward pass without gradient, which is one network
+evaluation of a sampler. Rates are by the wall clock, except where a single CPU thread works: then they
+are by CPU seconds, which hold on a machine that others use too. torch counts the floating-point
+operations (FLOP) of the network's products and convolutions, and their rate is given as a share of the
+rate of a large bf16 product, if the hardware has bf16. fp32 excludes TF32.
 
 Run
   python bench/speed.py                          all rows
@@ -106,9 +106,9 @@ def measure(name, device, seconds, peak):
         torch.compiler.reset()
     spent, spent_forward = counted(device, wall, cpu), counted(device, wall_forward, cpu_forward)
     return dict(name=name, parameters=sum(p.numel() for p in network.parameters()), batch=batch, step=wall,
-                step_cpu=cpu, pictures_per_s=batch / spent, tflop=flop / 1e12, tflop_per_s=flop / spent / 1e12,
-                share=flop / spent / peak, forward=wall_forward, forward_cpu=cpu_forward,
-                forward_ms=1e3 * spent_forward / batch)
+                step_cpu=cpu, pictures_per_s=batch / spent, tflop=flop / 1e12,
+                tflop_per_s=flop / spent / 1e12, share=flop / spent / peak, forward=wall_forward,
+                forward_cpu=cpu_forward, forward_ms=1e3 * spent_forward / batch)
 
 
 def measure_data(device, seconds, n=4096, batch=32):
@@ -132,8 +132,8 @@ def main(argv=None):
     args = common.prepare(parse_args(argv))
     torch.backends.cudnn.allow_tf32 = False
     peak = product_rate(args.device, args.seconds)
-    print(f"{args.device}, {torch.get_num_threads()} threads, torch {torch.__version__}: a bf16 product, side 4096, "
-          f"runs at {peak / 1e12:.2f} TFLOP/s")
+    print(f"{args.device}, {torch.get_num_threads()} threads, torch {torch.__version__}: a bf16 product, "
+          f"side 4096, runs at {peak / 1e12:.2f} TFLOP/s")
     whole, part = measure_data(args.device, args.seconds / 5)
     print(f"a batch of 32 pictures: {1e3 * whole:.2f} ms, {1e3 * part:.2f} of them its conversion from uint8")
     rows = []
