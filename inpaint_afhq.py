@@ -179,9 +179,9 @@ class Block(nn.Module):
             B, C, H, W = x.shape
             width = math.gcd(C, 64)                               # of a head: 64 if it can be
             qkv = self.qkv(self.norm3(x)).reshape(B, 3, C // width, width, H * W)
-            q, k, v = qkv.unbind(1)                               # (B, heads, width, H W)
-            share = (q.mT * width ** -0.5 @ k).softmax(3)         # (B, heads, to pixel, from pixel)
-            x = x + self.proj((v @ share.mT).reshape(B, C, H, W))
+            q, k, v = qkv.mT.unbind(1)                            # (B, heads, H W, width)
+            share = (q * width ** -0.5 @ k.mT).softmax(3)         # (B, heads, to pixel, from pixel)
+            x = x + self.proj((share @ v).mT.reshape(x.shape))
         return x
 
 

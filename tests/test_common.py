@@ -972,15 +972,17 @@ def test_group_norm_is_torchs_with_its_gradient(shape, dtype):
         torch.testing.assert_close(a, b, rtol=1e-2 if dtype is torch.bfloat16 else 1e-5, atol=1e-2 if dtype is torch.bfloat16 else 1e-5)
 
 
-@pytest.mark.parametrize(("side", "dtype"), [(16, torch.float32), (32, torch.float32), (32, torch.bfloat16)])
-def test_group_norm_computes_small_sides_in_float32(side, dtype, monkeypatch):
+@pytest.mark.parametrize(("groups", "side", "train", "inside"), [
+    (8, 31, False, torch.float32), (8, 32, False, torch.bfloat16), (8, 32, True, torch.float32), (8, 33, True, torch.bfloat16),
+    (2, 16, True, torch.bfloat16)])
+def test_group_norm_computes_in_float32_where_bfloat16_is_slow(groups, side, train, inside, monkeypatch):
     seen, native = [], torch.nn.functional.group_norm
     monkeypatch.setattr(torch.nn.functional, "group_norm", lambda x, *rest: seen.append(x.dtype) or native(x, *rest))
-    norm = common.GroupNorm(8, 32).to(dtype)
-    norm(torch.randn(1, 32, side, side).to(dtype))
-    with torch.autocast("cpu", torch.bfloat16):
-        common.GroupNorm(8, 32)(torch.randn(1, 32, 31, 31).bfloat16())
-    assert seen == [dtype, torch.float32]
+    for dtype in (torch.float32, torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
+            out = common.GroupNorm(groups, 32)(torch.randn(1, 32, side, side, dtype=dtype, requires_grad=train))
+        assert out.dtype == dtype
+    assert seen == [torch.float32, inside]
 
 
 # ---------------------------------------------------------------- the optimiser
