@@ -59,6 +59,7 @@ INTERVALS = [("dpm++2m", 20, scale, MIDDLE) for scale in (2.0, 4.0, 7.5, 8.5)]
 INTERVALS += [("dpm2", 20, scale, MIDDLE) for scale in (2.0, 3.0)]
 INTERVALS += [(s, 50, 7.5, MIDDLE) for s in ("dpm++2m", "ddim")]
 INTERVALS += [("dpm++2m", 20, 8.5, EVERYWHERE), ("ddim", 50, 8.5, EVERYWHERE)]
+INTERVALS += [("ddpm", steps, 4.0, MIDDLE) for steps in (100, 250)]
 CHOICES = [("dpm++2m", 20, scale, interval)
            for interval in [(0.5, 1.0), (1.0, 2.0), (0.2, 1.0), (0.2, 2.0), (0.5, 2.0), (0.3, 3.0),
                             (0.5, 5.0), EVERYWHERE]
