@@ -972,17 +972,18 @@ def test_group_norm_is_torchs_with_its_gradient(shape, dtype):
         torch.testing.assert_close(a, b, rtol=1e-2 if dtype is torch.bfloat16 else 1e-5, atol=1e-2 if dtype is torch.bfloat16 else 1e-5)
 
 
-@pytest.mark.parametrize(("groups", "side", "train", "inside"), [
-    (8, 31, False, torch.float32), (8, 32, False, torch.bfloat16), (8, 32, True, torch.float32), (8, 33, True, torch.bfloat16),
-    (2, 16, True, torch.bfloat16)])
-def test_group_norm_computes_in_float32_where_bfloat16_is_slow(groups, side, train, inside, monkeypatch):
+@pytest.mark.parametrize(("shape", "groups", "train", "inside"), [
+    ((1, 32, 31, 31), 8, False, torch.float32), ((1, 32, 32, 32), 8, False, torch.bfloat16),      # forward: below 32 x 32
+    ((1, 32, 32, 32), 8, True, torch.float32), ((1, 32, 40, 40), 8, True, torch.float32),         # both passes: at every side
+    ((8, 16, 256, 256), 4, True, torch.bfloat16),                                                 # 2^23 values are too many
+    ((1, 30, 16, 16), 2, True, torch.float32), ((1, 32, 16, 16), 2, True, torch.bfloat16)])       # groups of 15 and of 16
+def test_group_norm_computes_in_float32_where_bfloat16_is_slow(shape, groups, train, inside, monkeypatch):
     seen, native = [], torch.nn.functional.group_norm
-    monkeypatch.setattr(torch.nn.functional, "group_norm", lambda x, *rest: seen.append(x.dtype) or native(x, *rest))
-    for dtype in (torch.float32, torch.bfloat16):
-        with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
-            out = common.GroupNorm(groups, 32)(torch.randn(1, 32, side, side, dtype=dtype, requires_grad=train))
+    monkeypatch.setattr(torch.nn.functional, "group_norm", lambda x, *rest: seen.append((x.device.type, x.dtype)) or native(x, *rest))
+    for device, dtype in (("cpu", torch.float32), ("cpu", torch.bfloat16), ("meta", torch.bfloat16)):
+        out = common.GroupNorm(groups, shape[1], device=device)(torch.zeros(shape, dtype=dtype, device=device, requires_grad=train))
         assert out.dtype == dtype
-    assert seen == [torch.float32, inside]
+    assert seen == [("cpu", torch.float32), ("cpu", inside), ("meta", torch.bfloat16)]
 
 
 # ---------------------------------------------------------------- the optimiser
