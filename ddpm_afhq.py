@@ -169,7 +169,7 @@ class Block(nn.Module):
             width = math.gcd(C, 64)                               # of a head: 64 if it can be
             qkv = self.qkv(self.norm3(x)).reshape(B, 3, C // width, width, H * W)
             q, k, v = qkv.mT.unbind(1)                            # (B, heads, H W, width)
-            share = (q / width ** 0.5 @ k.mT).softmax(3)          # (B, heads, pixel, pixel it reads)
+            share = (q / width ** 0.5 @ k.mT).softmax(3)          # (B, heads, pixel, pixel read)
             x = x + self.proj((share @ v).mT.reshape(x.shape))
         return x
 
