@@ -689,15 +689,14 @@ class GroupNorm(nn.GroupNorm):
     That is where groups have fewer than 16 channels: the forward pass below 32 x 32 pixels (8 pictures of 64 channels,
     16 x 16: 0.83 ms, in float32 with two casts 0.13; AVX512), and the backward pass at every size (32 pictures of 32
     channels, 32 x 32, both passes: 7.0 and 2.0 ms), until at 2^23 values the copy in float32 costs what it saves. The
-    output has the same bits.
+    output has the same bits (seen for groups of 4, 6, 8 and 12 channels), the gradient differs by rounding.
     """
 
     def forward(self, x):
-        narrow, pixels = self.num_channels // self.num_groups < 16, x[0, 0].numel()
-        slow = narrow and (pixels < 1024 or x.requires_grad and x.numel() < 2 ** 23)
-        if slow and x.dtype == torch.bfloat16 and x.device.type == "cpu":
-            return super().forward(x.float()).to(x.dtype)
-        return super().forward(x)
+        narrow = self.num_channels // self.num_groups < 16
+        small = x.shape[2:].numel() < 1024 or x.requires_grad and x.numel() < 2 ** 23
+        slow = x.dtype == torch.bfloat16 and x.device.type == "cpu" and narrow and small
+        return super().forward(x.float()).to(x.dtype) if slow else super().forward(x)
 
 
 # ---------------------------------------------------------------- photographs
