@@ -1,12 +1,14 @@
 r"""What learns faster? The training of cfg_afhq.py, with one thing changed each time, for equal CPU seconds.
 
-Each training has one thread, so that its CPU seconds are those of one core; compiling comes before the count. The
-learning rate rises and falls as in cfg_afhq.py, by the share of the seconds that are spent. A row is the held-out
-loss of the averaged weights: the mean squared error of v at six levels from little noise to much, on photographs
-of DATA/val with fixed noise. It is far less noisy than FID after so short a training.
+Each training has one thread, so that its CPU seconds are those of one core; compiling comes before the
+count. The learning rate rises and falls as in cfg_afhq.py, by the share of the seconds that are spent. A
+row is the held-out loss of the averaged weights: the mean squared error of v at six levels from little
+noise to much, on photographs of DATA/val with fixed noise. It is far less noisy than FID after so short a
+training.
 
-Rows are stored in OUT as JSON, beside the weights, which `bench/results.py seen --ckpts` takes. What is there is not
-trained again, so several runs with different --only can share the work; a last run without it collects the table.
+Rows are stored in OUT as JSON, beside the weights, which `bench/results.py seen --ckpts` takes. What is
+there is not trained again, so several runs with different --only can share the work; a last run without it
+collects the table.
 
 Run
   python bench/study.py --data data/afhq --compile                     twenty minutes for each change and seed
@@ -43,7 +45,8 @@ class PixelNorm(nn.Module):
         return F.normalize(x, dim=1, eps=1e-3) * x.shape[1] ** 0.5
 
 
-# What differs from a default training: flags of cfg_afhq.py, and (owner, name, value) of what else is exchanged.
+# What differs from a default training: flags of cfg_afhq.py, and (owner, name, value) of what else is
+# exchanged.
 Change = collections.namedtuple("Change", "flags exchanged", defaults=([], []))
 ADAMW = common, "Muon", training.adamw
 PIXELNORM = cfg_afhq, "norm", lambda c: PixelNorm()
@@ -86,7 +89,7 @@ def held_out(denoiser, x0, y, alpha_bar, levels=LEVELS, batch=32):
             xt = cfg_afhq.diffuse(part, alpha_bar[t], eps)
             eps_hat = denoiser(xt, torch.full((len(part),), t), label)
             total += (eps_hat - eps).square().sum().item()
-        errors.append(total / x0.numel() / float(alpha_bar[t]))        # eps = std x_t + a v, so v errs 1 / a as much
+        errors.append(total / x0.numel() / float(alpha_bar[t]))    # eps = std x_t + a v: v errs 1 / a as much
     return errors
 
 
@@ -119,8 +122,9 @@ def train(args, name, seed):
         losses = held_out(averaged, common.to_float(held[pick]), held_labels[pick], alpha_bar)
     if args.compile:
         torch.compiler.reset()
-    torch.save(dict(script="cfg_afhq", net=own.net, method={k: getattr(own, k) for k in common.METHOD}, names=names,
-                    iter=it, flags=dict(batch=own.batch), ema=ema.state_dict()), path_of(args, name, seed, "pt"))
+    torch.save(dict(script="cfg_afhq", net=own.net, method={k: getattr(own, k) for k in common.METHOD},
+                    names=names, iter=it, flags=dict(batch=own.batch), ema=ema.state_dict()),
+               path_of(args, name, seed, "pt"))
     return dict(seed=seed, parameters=sum(p.numel() for p in network.parameters()), pictures=it * own.batch,
                 **{f"t = {t}": v for t, v in zip(LEVELS, losses)})
 
@@ -133,8 +137,10 @@ def path_of(args, name, seed, suffix):
 def parse_args(argv=None):
     p = common.parser(__doc__, "study", "data", "dtype", "compile")
     p.add_argument("--seconds", type=common.positive, default=1200.0, help="CPU seconds of each training")
-    p.add_argument("--seeds", type=common.count, default=2, help="trainings with the seeds --seed, --seed + 1, ...")
-    p.add_argument("--only", nargs="+", choices=CHANGES, metavar="CHANGE", help="these changes only (unset: all)")
+    p.add_argument("--seeds", type=common.count, default=2,
+                   help="trainings with the seeds --seed, --seed + 1, ...")
+    p.add_argument("--only", nargs="+", choices=CHANGES, metavar="CHANGE",
+                   help="these changes only (unset: all)")
     return p.parse_args(argv)
 
 

@@ -38,10 +38,10 @@ def between(lo, hi, like):
 
 
 def reflected(grid, side):
-    """Places (B, H, W, 2) in -1..1 of F.affine_grid -> those inside that padding_mode="reflection" would read.
+    """Places (B, H, W, 2) in -1..1 of F.affine_grid -> those inside that padding_mode="reflection" reads.
 
-    Done here, since Apple's MPS has no kernel for that mode. Places within half a pixel of the edge move to the
-    centre of the edge's pixel, so that no interpolation reaches outside.
+    Done here, since Apple's MPS has no kernel for that mode. Places within half a pixel of the edge move to
+    the centre of the edge's pixel, so that no interpolation reaches outside.
     """
     inside = 1 - ((grid + 1) % 4 - 2).abs()                   # mirrored at -1 and 1, again and again
     return inside.clamp(1 / side - 1, 1 - 1 / side)
@@ -99,7 +99,8 @@ def train(args):
     x = x.expand(-1, 3, -1, -1)
     network = fid.FaceNet(len(names)).to(args.device, memory_format=torch.channels_last)
     big, small = ([p for p in network.parameters() if (p.ndim > 1) == many] for many in (True, False))
-    optimizer = torch.optim.AdamW([{"params": big, "weight_decay": 0.05}, {"params": small}], weight_decay=0.0)
+    optimizer = torch.optim.AdamW([{"params": big, "weight_decay": 0.05}, {"params": small}],
+                                  weight_decay=0.0)
     plan = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, args.iters, pct_start=0.1)
     batches = common.batches(x.to(args.device), y, args.batch)
     for it in (bar := tqdm(range(1, args.iters + 1), "train", disable=None)):
@@ -112,12 +113,14 @@ def train(args):
         if it % 50 == 0 or it == args.iters:
             bar.set_postfix(loss=f"{L.item():.3f}")
             if not torch.isfinite(L):
-                common.stop(f"the loss at iteration {it} is not finite; train again with --lr {args.lr / 3:.0e}.")
+                common.stop(f"the loss at iteration {it} is not finite; train again with "
+                            f"--lr {args.lr / 3:.0e}.")
     extractor = fid.Extractor("faces", "faces", "", network.eval(), names, args.device)
     part, _ = fid.features(x[torch.randperm(len(x))[:4000]], extractor)   # enough for means and spreads
     spread = part.std(0, ddof=1)
     network.centre.copy_(torch.from_numpy(part.mean(0)))
-    network.spread.copy_(torch.from_numpy(np.maximum(spread, 0.1 * np.median(spread))))   # don't blow up dead features
+    # don't blow up dead features
+    network.spread.copy_(torch.from_numpy(np.maximum(spread, 0.1 * np.median(spread))))
     state = {k: v.half() if v.is_floating_point() else v for k, v in network.cpu().state_dict().items()}
     path = args.out / "model.pt"
     torch.save({"script": "fid", "names": names, "iter": args.iters, "model": state}, f"{path}.tmp")
@@ -152,7 +155,7 @@ def a_little_blurred(x):
 
 def one_eye_over_the_other(x):
     x = x.clone()
-    x[:, :, 20:32, 36:50] = x[:, :, 20:32, 14:28]             # where eyes are in most faces of AFHQ at 64 x 64
+    x[:, :, 20:32, 36:50] = x[:, :, 20:32, 14:28]            # where eyes are in most faces of AFHQ at 64 x 64
     return x
 
 
@@ -163,7 +166,7 @@ def quarters_swapped(x):
 
 
 def study(args):
-    """Table: FID and KID of n photographs of DATA/train against DATA/val, undamaged (the floor) and damaged."""
+    """FID and KID of n photographs of DATA/train against DATA/val, undamaged (the floor) and damaged."""
     extractor = fid.load_extractor("faces", args.weights, args.device)
     real, real_classes, _ = common.read_folder(args.data, "val")
     pool, pool_classes, _ = common.read_folder(args.data, "train")
@@ -204,7 +207,8 @@ def parse_args(argv=None):
     p.add_argument("--batch", type=common.count, default=64, help="pictures per optimiser step")
     p.add_argument("--lr", type=common.positive, default=2e-3, help="peak learning rate of AdamW")
     p.add_argument("--study", action="store_true", help="don't train: how far damaged photographs are")
-    p.add_argument("--weights", help="with --study: file of the classifier's weights (unset: the one in assets/)")
+    p.add_argument("--weights",
+                   help="with --study: file of the classifier's weights (unset: the one in assets/)")
     p.add_argument("--n", type=common.count, default=600, help="with --study: number of photographs")
     p.add_argument("--draws", type=common.count, default=3, help="with --study: draws of photographs")
     return p.parse_args(argv)

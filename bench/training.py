@@ -16,7 +16,7 @@ import common
 
 
 def adamw(parameters, bf16=False):
-    """The optimiser that Muon is compared with; called like common.Muon, whose products alone may be in bfloat16."""
+    """The optimiser to compare Muon with; called like common.Muon, whose products may be in bfloat16."""
     return torch.optim.AdamW(parameters, betas=(0.9, 0.99), weight_decay=0.01)
 
 
@@ -45,7 +45,7 @@ def step(args, it, network, ema, optimizer, denoiser, alpha_bar, x0, y):
 
 
 def train(args, even=True, mirror=True):
-    """Write args.out/model.pt; even and mirror are those of common.batches. args as common.prepare leaves them."""
+    """Write args.out/model.pt; args as common.prepare leaves them, even and mirror as in common.batches."""
     alpha_bar = cfg_afhq.schedule(args.schedule, args.T)
     images, labels, names = common.load_images(args.data, "train", args.size)
     args.net = args.net or common.network_keywords(cfg_afhq.Network, args, images, names)
